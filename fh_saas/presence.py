@@ -30,7 +30,9 @@ class Presence:
         self._open_bell()
         _here.add(self)
     def __repr__(self): return f'Presence({str(self.dir)!r}, owner={self.owner!r})'
-    def fileno(self): return self._sock.fileno()
+    def fileno(self):
+        "The doorbell's descriptor, for a selector"
+        return self._sock.fileno()
 
 # %% ../nbs/07_presence.ipynb #f94e842a
 @patch

@@ -7,7 +7,7 @@ __all__ = ['options', 'shared', 'submitted', 'module_name', 'lookup', 'task_name
            'register', 'Known']
 
 # %% ../nbs/06_tasks.ipynb #075b8196
-import inspect, os, sys
+import inspect, sys, time
 from fastcore.basics import patch
 from functools import cached_property, partial
 from pathlib import Path
@@ -180,13 +180,20 @@ class Known:
     "Which tasks this process may run for one tenant database"
     def __init__(self,
         parent:Tasks=shared, # Registry that all databases share
-    ): self.tasks,self.homes,self.held = Tasks(parent),{},{}
+    ): self.tasks,self.homes,self.held,self._maker = Tasks(parent),{},{},None
 
     def open_door(self,
         module:str, # `__name__` of the module that made a manager
     ):
         "Let rows find the plain functions that `module` defines"
         self.homes[module_name(module)] = module
+
+    def made_by(self,
+        module:str, # `__name__` of the module that made a manager
+    ):
+        "Wait with running jobs until `module` is ready"
+        self._maker = module
+        _first.setdefault(module, time.monotonic())
 
 # %% ../nbs/06_tasks.ipynb #9dbf09b0
 @patch
@@ -227,3 +234,15 @@ def _at_home(self:Known, name):
     f = home and lookup(home, qual)
     if not inspect.isfunction(f) or f.__module__!=home or f.__qualname__!=qual: return None
     return Task(f, name)
+
+# %% ../nbs/06_tasks.ipynb #2928f693
+_first = {}   # when a module made its first manager
+
+@patch
+def ready(self:Known)->bool:
+    "Whether the module that made the manager has come to its end"
+    if self._maker is None: return True
+    if self._maker=='__main__' and not hasattr(sys, 'ps1') and time.monotonic()<_first['__main__']+.5: return False
+    if getattr(getattr(sys.modules.get(self._maker), '__spec__', None), '_initializing', False): return False
+    self._maker = None
+    return True

@@ -87,7 +87,9 @@ def _ids(claims): return [c.id for c in claims]
 def _done(c, **kw): return Ack(c, 'completed', ended_at=_T(30), **kw)
 
 # %% ../../nbs/store/00_base.ipynb #65db6b06
-def check_claim(store):
+def check_claim(
+    store, # An empty store
+):
     "Order, exclusion, and one attempt number more for each claim"
     store.insert([new_job('c', 3), new_job('a', 1), new_job('z', 2, priority=9), new_job('b', 2)])
     store.insert([new_job('later', 50, ready=LATER)])
@@ -101,7 +103,9 @@ def check_claim(store):
     assert _ids(_claim(store))==['later']
 
 # %% ../../nbs/store/00_base.ipynb #3aac74ab
-def check_ack(store):
+def check_ack(
+    store, # An empty store
+):
     "An end is written once, by whoever holds the claim"
     store.insert([new_job('a'), new_job('b')])
     a,b = _claim(store)
@@ -120,7 +124,9 @@ def check_ack(store):
     assert (row['status'],row['error_log'],row['attempts'],row['ready'],row['owner'])==('completed','boom','[{"n":1}]',None,None)
 
 # %% ../../nbs/store/00_base.ipynb #35ea966a
-def check_return(store):
+def check_return(
+    store, # An empty store
+):
     "Claims that go back cost nothing; parked ones wait for somebody who knows the task"
     store.insert([new_job('a'), new_job('p', task='m:unknown')])
     a,p = _claim(store)
@@ -138,7 +144,9 @@ def check_return(store):
     with store.writing(): assert store.claim_one('a', _T(10), 'x', lease_until=_T(59)) is None
 
 # %% ../../nbs/store/00_base.ipynb #a327f930
-def check_rescue(store):
+def check_rescue(
+    store, # An empty store
+):
     "The jobs of an owner that is gone: a crash counts for those that executed, and for no others"
     store.insert([new_job(o) for o in 'abc']+[new_job('last', max_retries=1)])
     a,b,c,last = _claim(store, 'gone')
@@ -155,7 +163,9 @@ def check_rescue(store):
     assert sorted(_ids(_claim(store)))==['a','b'], 'after its first crash a job is due at once'
 
 # %% ../../nbs/store/00_base.ipynb #3f465683
-def check_read(store):
+def check_read(
+    store, # An empty store
+):
     "Newest first, by any filter"
     store.insert([new_job(f'{i}', job_type='ab'[i%2]) for i in range(6)])
     one, = _claim(store, limit=1)

@@ -6,12 +6,12 @@
 __all__ = ['SqliteStore', 'crashed']
 
 # %% ../../nbs/store/02_sqlite.ipynb #86abf8e0
-import msgspec
+import apsw, msgspec
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
 from ..retry import backoff
 from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES
-from .sqlite_file import SqliteFile
+from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter
 
 # %% ../../nbs/store/02_sqlite.ipynb #219c14ac
@@ -27,6 +27,14 @@ class SqliteStore(SqliteFile):
     ):
         "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`"
         self.insert_rows(_INSERT, [_new(o) for o in jobs], wait_s)
+
+    def insert_into(self,
+        conn, # A connection inside a transaction of the caller's
+        jobs:list, # `NewJob`s
+    ):
+        "Add the jobs to somebody else's transaction"
+        try: conn.executemany(_INSERT, [_new(o) for o in jobs])
+        except apsw.Error as e: raise store_error(e, self.path) from e
 
     @property
     def _c(self): return self._writer.conn
@@ -170,8 +178,8 @@ def hand(self:SqliteStore,
 
 @patch
 def next_due(self:SqliteStore)->str: # The time; None where nothing waits
-    "When the next job becomes due that is not due yet"
-    rows = self.read('select run_at from tenant_jobs indexed by tj_later where ready<=0 order by run_at limit 1')
+    "When the next job becomes due that is not due yet, inside `writing()`"
+    rows = self._do('select run_at from tenant_jobs indexed by tj_later where ready<=0 order by run_at limit 1')
     return rows[0][0] if rows else None
 
 @patch
@@ -232,6 +240,27 @@ def crashed(
     return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, backoff(n)), ready=LATER, note=note)
 
 def _later(now, s): return to_iso(from_iso(now)+s)
+
+# %% ../../nbs/store/02_sqlite.ipynb #9f62a46d
+_ADOPT = """update tenant_jobs set task=?, run_at=?, retry_count=coalesce(retry_count,0), max_retries=coalesce(max_retries,3),
+    fence=coalesce(fence,0), priority=coalesce(priority,0), ready=case status when 'pending' then 1 end
+    where rowid in (select rowid from tenant_jobs indexed by tj_history where job_type=? and status=? and task is null and owner is null limit ?)
+    returning rowid"""
+
+@patch
+def adopt(self:SqliteStore,
+    job_type:str, # Type of the rows
+    task:str, # Task name to give them
+    now:str, # The time
+    limit:int=500, # At most so many of each status
+)->int: # How many were adopted
+    "Make unfinished rows of the older package claimable"
+    with self.writing():
+        n = len(self._do(_ADOPT, (task, now, job_type, 'pending', limit)))
+        rows = [o for o, in self._do(_ADOPT, (task, now, job_type, 'running', limit))]
+        got = [o for o in self._do(_RUNNING, (None,)) if o[0] in rows]
+        self.ack([crashed(Claim(*o[:-1]), o[-1], now, 'Crashed: left running by the older package') for o in got])
+    return n+len(rows)
 
 # %% ../../nbs/store/02_sqlite.ipynb #6b1563f5
 @patch

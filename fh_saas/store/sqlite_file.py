@@ -50,9 +50,9 @@ def _version(conn):
 # %% ../../nbs/store/01_sqlite_file.ipynb #6c1c1208
 class _Conn:
     "One connection with its lock and the deadline of whoever holds it"
-    def __init__(self, path, conn=None):
+    def __init__(self, path, wait_s=5., conn=None):
         self.path,self.lock,self.deadline,self.wait_s = path,threading.RLock(),0.,0.
-        self.conn = conn or apsw.Connection(path)
+        self.conn = conn or _connect(path, wait_s)
         if not conn: self.conn.set_busy_handler(self._again)
 
     def _again(self, n):
@@ -61,6 +61,16 @@ class _Conn:
         if left<=0: return False
         time.sleep(min(left, random.uniform(.5,1)*min(.02, .0002*2**min(n,7))))
         return True
+
+# %% ../../nbs/store/01_sqlite_file.ipynb #802c87bf
+def _connect(path, wait_s):
+    "A new connection to `path`, waiting for locks. Raises `StoreError`"
+    end = time.monotonic()+wait_s
+    while True:
+        try: return apsw.Connection(path)
+        except apsw.Error as e:
+            if not isinstance(e, apsw.BusyError) or time.monotonic()>end: raise store_error(e, path, wait_s) from e
+        time.sleep(random.uniform(.001, .01))
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #ba7d4d7a
 _HINTS = {apsw.ReadOnlyError:'is read-only', apsw.FullError:'cannot grow: the disk or its quota is full',
@@ -102,8 +112,7 @@ class SqliteFile:
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
         self._queue,self._qlock,self._leading = [],threading.Lock(),False
-        try: self._writer = _Conn(self.path, conn if self.memory else None)
-        except apsw.Error as e: raise store_error(e, self.path) from e
+        self._writer = _Conn(self.path, wait_s, conn if self.memory else None)
         with self._writer.use(wait_s) as c: self._prepare(c)
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #90f6e1de
@@ -164,11 +173,31 @@ def read(self:SqliteFile,
 def _open_reader(self:SqliteFile):
     with self._writer.lock:
         if self._reader: return
-        try: r = _Conn(self.path)
-        except apsw.Error as e: raise store_error(e, self.path) from e
+        r = _Conn(self.path, self.wait_s)
         with r.use(self.wait_s) as c:
             for o in ('query_only=1', 'temp_store=memory'): c.execute('pragma '+o).fetchall()
         self._reader = r
+
+# %% ../../nbs/store/01_sqlite_file.ipynb #19cf05f3
+@patch
+def private(self:SqliteFile,
+    wait_s:float, # How long to wait for the lock, in seconds
+)->apsw.Connection: # Inside a transaction; for the caller to commit and close
+    "A connection of the caller's own that holds the write lock. Raises `StoreBusy` or `StoreError`"
+    p = _Conn(self.path, wait_s)
+    try:
+        with p.use(wait_s) as c:
+            _settings(c)
+            c.execute('pragma foreign_keys=1').fetchall()
+            c.execute('begin immediate')
+    except BaseException: p.conn.close(); raise
+    return p.conn
+
+@patch
+def commit(self:SqliteFile, conn:apsw.Connection):
+    "Commit a private connection. Raises `StoreError`"
+    try: conn.execute('commit')
+    except apsw.Error as e: raise store_error(e, self.path) from e
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #a0935575
 @patch
