@@ -96,11 +96,11 @@ async def acall(
 def settle(
     claim:Claim, # The job in hand
     out:Outcome, # How the attempt ended: returned or failed
-    began:float, # When it began, seconds since 1970
-    now:float, # When it ended
+    start:str, # When it began, as `to_iso` gives it
+    now:float, # When it ended, seconds since 1970
 )->Ack: # What to write
     "The end of an attempt as the store writes it"
-    start,end = to_iso(began),to_iso(now)
+    end = to_iso(now)
     if out.how=='returned':
         return Ack(claim, 'completed', out.result, out.error, claim.retry_count, started_at=start, ended_at=end)
     n = claim.retry_count+1

@@ -15,7 +15,7 @@ from .presence import Presence, presence
 from .store.base import StoreError
 from .store.sqlite import SqliteStore
 from .tasks import Known
-from .telemetry import emit, log
+from .telemetry import emit, listening, log
 from typing import Callable
 
 # %% ../nbs/11_lane.ipynb #23485e00
@@ -116,9 +116,10 @@ def _sick(self:Lane, e):
 # %% ../nbs/11_lane.ipynb #ed1f65cc
 @patch
 def _begin(self:Lane, claims):
-    t,out = time.monotonic(),[]
+    t,out,seen = time.monotonic(),[],{}
     for c in claims:
-        task = self.known.resolve(c.task, c.id)
+        task = seen.get(c.task) or self.known.resolve(c.task, c.id)
+        if task is not None and not self.known.held: seen[c.task] = task
         if task is None: self.aside.append(c)
         else:
             self.hand[c.id] = a = Attempt(c, task, self, t)
@@ -136,14 +137,15 @@ def _ended(self:Lane, acks, refused):
             emit('job.refused', store=self.name, job_id=a.claim.id, attempt=a.claim.fence)
         else:
             if a.status!='pending' and self.known.held: self.known.held.pop(a.claim.id, None)
-            emit(f'job.{a.status if a.status!="pending" else "retry"}', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type,
+            if listening(): emit(f'job.{a.status if a.status!="pending" else "retry"}', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type,
                  attempt=a.claim.fence, run_at=a.run_at, began=a.started_at, ended=a.ended_at)
 
 @patch
 def _let_go(self:Lane, c):
     a = self.hand.get(c.id)
     if a and a.claim.fence==c.fence: del self.hand[c.id]
-    for f in self.waiting.pop(c.id, ()): f()
+    if self.waiting:
+        for f in self.waiting.pop(c.id, ()): f()
 
 # %% ../nbs/11_lane.ipynb #2c48b377
 @patch
@@ -160,24 +162,27 @@ def tell(self:Lane,
 @patch
 def start(self:Lane,
     a:Attempt, # Claimed by this lane
+    at:str=None, # When it begins, as `to_iso` gives it; None for now
 ):
     "Mark that the attempt executes"
-    a.began = self.clock()
+    a.began = at or self.now()
     if self.here: a.slot = self.here.mark(a.claim.id, a.claim.fence)
-    emit('job.started', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type, attempt=a.claim.fence)
+    if listening(): emit('job.started', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type, attempt=a.claim.fence)
 
 @patch
 def end(self:Lane,
     a:Attempt, # Started before
     out:Outcome, # How it went
     took_s:float, # Seconds it took
-):
+)->str: # When it ended, as `to_iso` gives it; None if it was interrupted
     "Hand the outcome to the next turn"
     if self.here: self.here.unmark(a.slot)
     if out.how=='interrupted': return self.back.append(a.claim)
     m = self.means.get(a.task.name)
     self.means[a.task.name] = took_s if m is None else .8*m+.2*took_s
-    self.acks.append((settle(a.claim, out, a.began, self.clock()), a))
+    ack = settle(a.claim, out, a.began, self.clock())
+    self.acks.append((ack, a))
+    return ack.ended_at
 
 # %% ../nbs/11_lane.ipynb #d69aa4db
 @patch

@@ -127,12 +127,13 @@ def dump_result(
     "A result as JSON text. Raises `TypeError` if it has no JSON form"
     if v is None: return None
     try:
-        if not is_plain(v) and not is_plain(raw := msgspec.to_builtins(v, str_keys=True)):
-            if not is_plain(_lists(raw)): raise TypeError('it holds a value that JSON does not have, such as NaN')
-        return msgspec.json.encode(v).decode()
+        b = msgspec.json.encode(v)
+        if b'null' in b and _has_nan(msgspec.to_builtins(v, str_keys=True)): raise TypeError('it holds NaN or infinity, which JSON does not have')
+        return b.decode()
     except (RecursionError, UnicodeEncodeError, ValueError) as e: raise TypeError(f'{_tname(e)}: {e}') from None
 
-def _lists(v):
-    "`v` with tuples as lists, which JSON makes of them anyway"
-    if isinstance(v, (list,tuple)): return [_lists(o) for o in v]
-    return {k:_lists(o) for k,o in v.items()} if isinstance(v, dict) else v
+def _has_nan(v):
+    "Whether JSON would show a number of `v` as null"
+    if isinstance(v, float): return not math.isfinite(v)
+    if isinstance(v, dict): return any(map(_has_nan, v.values()))
+    return isinstance(v, (list,tuple,set,frozenset)) and any(map(_has_nan, v))

@@ -52,7 +52,7 @@ class Task:
         func:Callable, # The user's function
         name:str, # Stable name
         **defaults # Options for jobs that do not give their own, such as `max_retries`
-    ): self.func,self.name,self.defaults = func,name,defaults
+    ): self.func,self.name,self.defaults,self._fit = func,name,defaults,set()
     def __repr__(self): return f'Task({self.name!r})'
 
     @cached_property
@@ -76,11 +76,12 @@ def check(self:Task,
     kwargs:dict, # Arguments by name
 ):
     "Raise `TypeError` if the function cannot be called with `kwargs`"
-    if self._sig is None: return
+    if self._sig is None or (names := tuple(kwargs)) in self._fit: return
     named,rest,positional = self._sig
     if positional: raise TypeError(f'{self.name} takes {positional[0]!r} by position only; a task is called by name')
     if not rest and (bad := [k for k in kwargs if k not in named]): raise TypeError(f'{self.name} has no parameter {bad[0]!r}')
     if miss := [k for k,need in named.items() if need and k not in kwargs]: raise TypeError(f'{self.name} needs {miss[0]!r}')
+    if len(self._fit)<100: self._fit.add(names)
 
 # %% ../nbs/06_tasks.ipynb #a3a6d57e
 options = frozenset({'max_retries'})   # what a task may set for its jobs

@@ -23,7 +23,7 @@ from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
 from .store.base import DUE, HANDED, STATUSES, NewJob, StoreBusy, StoreError
 from .tasks import Known, check_tries, register, task
-from .telemetry import emit, log
+from .telemetry import emit, listening
 
 # %% ../nbs/20_utils_bgtsk.ipynb #c7f1e496
 _all_ = ['StoreBusy', 'StoreError', 'task']
@@ -146,7 +146,7 @@ def submit(self, /,
 
 # %% ../nbs/20_utils_bgtsk.ipynb #1eff9a83
 @patch
-def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs):
+def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False):
     "A checked row"
     lane = self._lane
     if not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
@@ -157,10 +157,10 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs):
     check_tries(max_retries)
     t.check(kwargs)
     payload,typed = dump_kwargs(func, kwargs, self.payload_limit)
-    now = self.clock()
-    handed = self.worker and self.handoff>0
-    job = NewJob(lane.ids(now), _text(job_type), payload, int(max_retries), at := to_iso(now), t.name,
-                 to_iso(now+self.handoff) if handed else at, HANDED if handed else DUE, typed)
+    s = self.clock()
+    handed = self.worker and self.handoff>0 and not now
+    job = NewJob(lane.ids(s), _text(job_type), payload, int(max_retries), at := to_iso(s), t.name,
+                 to_iso(s+self.handoff) if handed else at, HANDED if handed else DUE, typed)
     if alone: lane.known.held[job.id] = t
     return job
 
@@ -180,20 +180,19 @@ def _save(self:BackgroundTaskManager, jobs):
         tx = _tx.get()
         if tx and tx.lane is lane and tx.open: tx.insert(jobs)
         else: self._commit(lane, jobs)
-    except BaseException:
-        for o in jobs: lane.known.held.pop(o.id, None)
-        raise
-    for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
+    except BaseException: self._drop_held(jobs); raise
+    if listening():
+        for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
 
 @patch
 def _commit(self:BackgroundTaskManager, lane, jobs):
     mine = _in_write(self.db.conn)
-    try: lane.store.insert(jobs, min(self.busy_s, .25) if mine or asyncio._get_running_loop() else self.busy_s)
+    try: ring = lane.store.insert(jobs, min(self.busy_s, .25) if mine or asyncio._get_running_loop() else self.busy_s)
     except StoreBusy as e:
         if mine: raise StoreBusy(f'{e}: this Database has a write transaction open, and a job of its own commit cannot be added; '
                                  'use `with manager.transaction() as db:` to commit rows and jobs together') from e
         raise
-    self._announce(lane, jobs)
+    self._announce(lane, jobs, ring)
 
 def _in_write(conn):
     "Whether the app's connection is inside a write transaction"
@@ -201,13 +200,38 @@ def _in_write(conn):
     except apsw.Error: return False    # another thread is using it at this moment
 
 @patch
-def _announce(self:BackgroundTaskManager, lane, jobs):
-    "See to it that somebody runs what was committed"
+def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
+    "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if self.worker:
         w = self._serve()
         if jobs[0].ready==DUE: w.kick(lane)
         elif lane.due_at is not None: lane.due_at = min(lane.due_at, self.clock()+self.handoff)
-    elif lane.here: lane.here.ring(lane.name)
+    if ring and jobs[0].ready==DUE and lane.here: lane.here.ring(lane.name)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #4c295e1c
+@patch
+def submit_many(self:BackgroundTaskManager,
+    job_type:str, # Category of all the jobs
+    task_func:Callable, # The function to run, sync or async
+    kwargs_list:list, # A dict of arguments for each job
+    max_retries:int=_TRIES, # Attempts in all, the first one included
+)->list: # Job ids, in the order of `kwargs_list`
+    "Submit many jobs in one commit, all or none. Raises as `submit` does, naming the place of an unfit dict in the list"
+    jobs = []
+    for i,kw in enumerate(kwargs_list):
+        try:
+            if not isinstance(kw, dict): raise TypeError(f'arguments must be a dict by name, not {kw!r}')
+            jobs.append(self._new_job(job_type, task_func, max_retries, kw, now=True))
+        except (TypeError, ValueError) as e:
+            self._drop_held(jobs)
+            raise type(e)(f'kwargs_list[{i}]: {e}') from e
+    if jobs: self._save(jobs)
+    return [o.id for o in jobs]
+
+@patch
+def _drop_held(self:BackgroundTaskManager, jobs):
+    "Forget functions that were kept for jobs which do not exist"
+    for o in jobs: self._lane.known.held.pop(o.id, None)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #de76ff5a
 class JobTask(BackgroundTask):
@@ -216,7 +240,7 @@ class JobTask(BackgroundTask):
         manager:BackgroundTaskManager, # Whose job it is
         job_id:str, # The job
     ):
-        super().__init__(manager._execute_with_retry, job_id)
+        self.func,self.args,self.kwargs,self.is_async = manager._execute_with_retry,(job_id,),{},False
         self.manager,self.job_id,self._called = manager,job_id,False
 
     async def __call__(self):
@@ -370,8 +394,7 @@ def _end(self:Transaction, ok):
     except BaseException: ok = False; raise
     finally:
         self._conn.close()
-        if not ok:
-            for o in self.jobs: self.lane.known.held.pop(o.id, None)
+        if not ok: self.manager._drop_held(self.jobs)
     if self.jobs: self.manager._announce(self.lane, self.jobs)
 
 @patch
@@ -436,7 +459,7 @@ class Lifespan:
         m = self.manager
         if m.worker: await asyncio.to_thread(m._serve)
         try:
-            with _drain_on_signals():
+            with _on_signals(_begin_drain):
                 async with _entered(self.inner, app) as state: yield state
         finally:
             if _w._worker: await asyncio.to_thread(_w._worker.stop, m.drain_s)
@@ -458,21 +481,38 @@ async def _entered(inner, app):
     async with cm as state: yield state
 
 @contextmanager
-def _drain_on_signals():
-    "Begin the drain when the server is told to stop, and let the server's own handler do the rest"
+def _on_signals(f):
+    "Have `f(sig, frame, former)` called on SIGTERM and Ctrl-C, where this thread may say so"
     old = {}
-    def begin(sig, frame):
-        if _w._worker: _w._worker.stopping = True; _w._worker._wake()
-        old[sig](sig, frame)
+    def handler(sig, frame): f(sig, frame, old[sig])
     if threading.current_thread() is threading.main_thread():
-        for s in (signal.SIGTERM, signal.SIGINT):
-            if callable(h := signal.getsignal(s)): old[s] = h; signal.signal(s, begin)
+        for s in (signal.SIGTERM, signal.SIGINT): old[s] = signal.signal(s, handler)
     try: yield
     finally:
         for s,h in old.items():
-            if signal.getsignal(s) is begin: signal.signal(s, h)
+            if signal.getsignal(s) is handler: signal.signal(s, h)
+
+def _begin_drain(sig, frame, former):
+    "Begin the drain at once, and let the server do what it does on this signal"
+    if _w._worker: _w._worker.stopping = True; _w._worker._wake()
+    if callable(former): former(sig, frame)
+    elif former is signal.SIG_DFL: sys.exit(128+sig)
 
 BackgroundTaskManager.lifespan = property(lambda self: Lifespan(self), doc='A lifespan that starts the worker with the app and drains it with the app')
+
+# %% ../nbs/20_utils_bgtsk.ipynb #17106c1a
+@patch
+def run(self:BackgroundTaskManager,
+    threads:int=None, # Sync tasks that run at the same time; None for the manager's own number
+    async_jobs:int=None, # Async tasks that run at the same time; None for the manager's own number
+    stop:threading.Event=None, # Set it to end the run; None to end by SIGTERM or Ctrl-C alone
+):
+    "Run this database's jobs until told to stop, then drain. `worker=False` and `FH_SAAS_WORKER` do not keep it from that"
+    stop = stop or threading.Event()
+    w = _w.worker(threads or self.threads, async_jobs or self.async_jobs, self.drain_s)
+    w.serve(self._lane)
+    with _on_signals(lambda *_: stop.set()): stop.wait()
+    w.stop(self.drain_s)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #d1443916
 @patch

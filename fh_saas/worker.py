@@ -18,7 +18,7 @@ from .telemetry import log
 from queue import SimpleQueue
 
 # %% ../nbs/13_worker.ipynb #0d8c3b13
-SHORT_S,SPELL_S,BATCH = .0002,.002,500   # a short task; how long to go on before the next turn; most claims in one turn
+SHORT_S,SPELL_S,BATCH = .0002,.003,800   # a short task; how long to go on before the next turn; most claims in one turn
 AHEAD_S,STALE_S = .02,.05                # claim so much work ahead; give back what was not begun after that time
 SWEEP_S,BEAT_S = .5,5.                   # look after lanes; renew leases and look for lost claims
 
@@ -129,15 +129,15 @@ def _one(self:Worker):
 
 # %% ../nbs/13_worker.ipynb #f7bed54c
 @patch
-def _run(self:Worker, a):
-    "One attempt in this thread"
+def _run(self:Worker, a, at=None):
+    "One attempt in this thread, begun at `at`; gives its end"
     self.running.add(a)
-    a.lane.start(a)
+    a.lane.start(a, at)
     t = time.monotonic()
     out = call(a.task, a.claim)
     took = time.monotonic()-t
     self.running.discard(a)
-    a.lane.end(a, out, took)
+    return a.lane.end(a, out, took)
 
 # %% ../nbs/13_worker.ipynb #55411005
 @patch
@@ -160,14 +160,14 @@ def _serve(self:Worker, lane, runner=True):
 @patch
 def _spell(self:Worker, lane):
     "Run short tasks in this thread until it is time for a turn"
-    me,end = threading.get_ident(),time.monotonic()+SPELL_S
+    me,end,at = threading.get_ident(),time.monotonic()+SPELL_S,None
     self._watch()
     while lane.small:
         try: a = lane.small.popleft()
         except IndexError: break
-        self.spells[me] = lane,time.monotonic()
-        self._run(a)
-        if time.monotonic()>end: break
+        self.spells[me] = lane,(t := time.monotonic())
+        if t>end: lane.small.appendleft(a); break
+        at = self._run(a, at)              # one begins when the one before has ended
     self.spells.pop(me, None)
     lane.dirty = True
 
@@ -272,7 +272,7 @@ def _dispatch(self:Worker):
 def _sleep_s(self:Worker, sweep):
     "How long nothing will need the dispatcher, in seconds"
     now = time.monotonic()
-    if self._watching: return SPELL_S if self.spells else AHEAD_S
+    if self._watching: return 2*SPELL_S if self.spells else AHEAD_S
     waits = [max(o.due_at-o.clock(), o.pause_until-now) for o in self.lanes if o.due_at is not None]
     return max(0., min([sweep-now, *waits]))
 

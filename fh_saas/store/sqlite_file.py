@@ -111,7 +111,7 @@ class SqliteFile:
         wait_s:float=5., # How long to wait for locks, in seconds
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
-        self._queue,self._qlock,self._leading = [],threading.Lock(),False
+        self._queue,self._qlock,self._leading,self._last = [],threading.Lock(),False,1
         self._writer = _Conn(self.path, wait_s, conn if self.memory else None)
         with self._writer.use(wait_s) as c: self._prepare(c)
 
@@ -214,7 +214,7 @@ def abandon(self:SqliteFile):
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #c286ad17
 class _Op:
-    "Rows that wait for a commit"
+    "Rows that wait for a commit; `woken` is released when they are done, or when it is for their thread to commit"
     __slots__ = ('sql','rows','woken','done','error')
     def __init__(self, sql, rows):
         self.sql,self.rows,self.done,self.error = sql,rows,False,None
@@ -225,45 +225,65 @@ def insert_rows(self:SqliteFile,
     sql:str, # An insert statement
     rows:list, # Tuples of values
     wait_s:float=None, # How long to wait for the lock, in seconds; None for the file's default
-):
+)->bool: # Whether this thread made the commit; if not, another one did for both
     "Insert all the rows or none; durable when it returns. Raises `StoreBusy` or `StoreError`"
     wait_s = self.wait_s if wait_s is None else wait_s
     end,op = time.monotonic()+wait_s,_Op(sql, rows)
     with self._qlock:
-        self._queue.append(op)
         lead,self._leading = not self._leading,True
-    try: won = lead or op.woken.acquire(timeout=max(wait_s, 0)) or not self._withdraw(op)
-    except BaseException:                  # Ctrl-C while waiting: do not leave with the lead
+        if not lead: self._queue.append(op)
+    try:
+        if not lead and not op.woken.acquire(timeout=max(wait_s, 0)) and self._withdraw(op):
+            raise StoreBusy(f'{self.path} stayed locked for {wait_s:.2g} s')
+    except KeyboardInterrupt:                # Ctrl-C while waiting: do not leave with the lead
         if not self._withdraw(op) and not op.done: self._pass_on([op])
         raise
-    if not won: raise StoreBusy(f'{self.path} stayed locked for {wait_s:.2g} s')
-    if not op.done: self._lead(op, max(0., end-time.monotonic()))
+    if leads := not op.done: self._lead(op, max(0., end-time.monotonic()))
     if op.error: raise op.error
+    return leads
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #860ebc20
 @patch
 def _withdraw(self:SqliteFile, op):
     "Leave the queue; False if it is too late for that: then `op` is done, or leads"
     with self._qlock:
-        if op in self._queue:
-            if op.woken.acquire(blocking=False): return False
-            self._queue.remove(op)
-            return True
-    op.woken.acquire()    # a commit that holds it is under way, and decides
+        if op in self._queue: self._queue.remove(op); return True
+    op.woken.acquire()    # a commit that holds it is under way, or it has just been given the lead
     return False
 
+# %% ../../nbs/store/01_sqlite_file.ipynb #860ebc20
 @patch
 def _lead(self:SqliteFile, op, left_s):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"
-    ops = []
+    ops = [op]
+    self._gather()
     try:
-        with self.writing(left_s) as c:
-            with self._qlock: ops,self._queue = self._queue,[]
-            for o in ops: c.executemany(o.sql, o.rows)
+        if len(op.rows)==1 and not self._queue and not self.memory: self._alone(op, left_s)
+        else:
+            with self.writing(left_s) as c:
+                with self._qlock: ops,self._queue = ops+self._queue,[]
+                for o in ops: c.executemany(o.sql, o.rows)
     except BaseException as e:
-        if len(ops)>1 and not isinstance(e, StoreBusy): self._each(ops, left_s)
-        else: (ops or [op])[0].error = e
-    self._pass_on(ops or [op])
+        if len(ops)>1: self._each(ops, left_s)
+        else: op.error = e
+    self._pass_on(ops)
+
+@patch
+def _gather(self:SqliteFile, wait_s=.0003):
+    "Where several committed together a moment ago, give them a moment to come back: one commit more costs more than that"
+    if self._last==1: return
+    end = time.perf_counter()+wait_s
+    while len(self._queue)+1<self._last and time.perf_counter()<end: time.sleep(.00001)
+
+@patch
+def _alone(self:SqliteFile, op, left_s):
+    "One row and nobody behind it: the statement is its own transaction"
+    w = self._writer
+    if not w.lock.acquire(timeout=left_s): raise StoreBusy(f'{self.path} was in use by another thread of this process for {left_s:.2g} s')
+    try:
+        w.deadline,w.wait_s = time.monotonic()+left_s,left_s
+        w.conn.execute(op.sql, op.rows[0])
+    except apsw.Error as e: raise store_error(e, self.path, left_s) from e
+    finally: w.lock.release()
 
 @patch
 def _each(self:SqliteFile, ops, left_s):
@@ -276,7 +296,6 @@ def _each(self:SqliteFile, ops, left_s):
 def _pass_on(self:SqliteFile, ops):
     "Tell `ops` that they are done, and the first that still waits that it leads now"
     with self._qlock:
-        if ops[0] in self._queue: self._queue.remove(ops[0])    # the lock was never had: only the leader gives up
         for o in ops: o.done = True; o.woken.release()
-        self._leading = bool(self._queue)
-        if self._queue: self._queue[0].woken.release()
+        self._last,self._leading = len(ops),bool(self._queue)
+        if self._queue: self._queue.pop(0).woken.release()

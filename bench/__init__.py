@@ -1,0 +1,1 @@
+"fh_saas measured against the limits of the machine and against its peers: `python -m bench`"
