@@ -1,7 +1,7 @@
 "The measures: each runs one system once and returns figures by name"
 import os, signal, statistics as st, subprocess, threading, time
 from bench import limits
-from bench.task import anoop, clear, home, noop, started
+from bench.task import anoop, clear, home, started
 
 def pct(xs, q): xs = sorted(xs); return xs[min(len(xs)-1, int(len(xs)*q))]
 
@@ -40,11 +40,11 @@ def submit16(s, n=16000):
     s.close()
     return dict(submit16=n/took)
 
-def drain(s, n=40000, task=noop, workers=None, key='drain'):
+def drain(s, n=40000, workers=None, key='drain'):
     "Jobs each second from the first start until all are finished in the store"
     s.reset(); s.open(); clear(); n = int(n*s.pace); s.n = n
     size = s.size()
-    s.submit_many(n, task)
+    s.submit_many(n)
     with Workers(s, workers) as w:
         until(lambda: started(n)[n-1] and not s.busy(), ps=w.ps)
         end = time.monotonic()
@@ -54,7 +54,9 @@ def drain(s, n=40000, task=noop, workers=None, key='drain'):
     s.close()
     return out
 
-def drain_async(s): return drain(s, task=anoop, key='drain_async')
+def drain_async(s):
+    s.task = anoop
+    return drain(s, key='drain_async')
 def drain_two(s): return drain(s, workers=2, key='drain_two')
 
 def latency(s, n=200):

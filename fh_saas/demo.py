@@ -11,20 +11,21 @@ import csv, io, math, msgspec, re, secrets, socket, threading, time, webbrowser
 import apsw, uvicorn
 from datetime import date
 from fastcore.basics import patch
-from fasthtml.common import (H1, H2, H3, A, Button, Dd, Details, Div, Dl, Dt, FastHTML, FtResponse, Footer, Form, Header, Input, Label, Li,
+from fasthtml.common import (H1, H2, H3, A, Body, Button, Details, Div, FastHTML, FtResponse, Footer, Form, Head, Header, Html, Input, Label, Li,
     Link, Main, Meta, Nav, NotStr, Ol, P, Pre, Progress, Script, Section, Small, Span, Strong, Summary, Table, Tbody, Td, Th, Thead,
-    Time, Title, Tr, Ul)
+    Time, Title, Tr, Ul, to_xml)
 from fastlite import database
 from .ids import from_iso
 from .store.base import StoreError
 from .utils_bgtsk import BackgroundTaskManager, TenantJob
 from pathlib import Path
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import FileResponse, RedirectResponse
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
 from starlette.routing import Mount
-from starlette.datastructures import UploadFile
 from starlette.staticfiles import StaticFiles
 
 # %% ../nbs/31_demo.ipynb #4cd573b0
@@ -184,6 +185,10 @@ def _state(o, now):
     wait = math.ceil(from_iso(o.run_at)-now) if o.status=='pending' and o.retry_count and o.run_at else 0
     return Span(o.status, cls=f'badge {o.status}'), Small(f' again in {wait} s') if wait>0 else ''
 
+def _result(o):
+    v = msgspec.json.decode(o.result) if o.result else ''
+    return ', '.join(f'{k} {n:,}' for k,n in v.items()) if isinstance(v, dict) else v
+
 def _errors(o):
     log = msgspec.json.decode(o.attempts) if o.attempts else []
     if not log and not o.error_log: return ''
@@ -197,7 +202,7 @@ def job_row(
     "A job as the table shows it"
     made = o.retry_count+(o.status in ('running','completed'))
     cells = dict(Job=Strong(o.job_type), Status=_state(o, now), Attempts=f'{made} of {o.max_retries}', Submitted=_time(o.created_at),
-                 Started=_time(o.started_at), Ended=_time(o.completed_at), Outcome=Div(o.result or '', _errors(o)))
+                 Started=_time(o.started_at), Ended=_time(o.completed_at), Outcome=Div(_result(o), _errors(o)))
     return Tr(*[Td(v, data_label=k) for k,v in cells.items()], id=f'j-{o.id}')
 
 # %% ../nbs/31_demo.ipynb #4d634ab8
@@ -224,11 +229,11 @@ def live(
     "Imports, jobs and the newest customers"
     jobs = t.manager.list_jobs(limit=15)
     busy = sum(o.status in ('pending','running') for o in jobs)
-    imps = t.rows('select i.*,j.status from imports i join tenant_jobs j on j.id=i.job_id order by i.rowid desc limit 3')
+    imps = t.rows('select * from imports order by rowid desc limit 3')
     n = t.rows('select count(*) as n from customers')[0]['n']
     news = t.rows('select name,email,city,plan from customers order by rowid desc limit 5')
     def table(heads, rows): return Table(Thead(Tr(*[Th(o, scope='col') for o in heads])), Tbody(*rows))
-    return Div(*[import_card(t, o, o['status']) for o in imps],
+    return Div(*[import_card(t, o, t.manager.get_job(o['job_id']).status) for o in imps],
         Section(H2('Jobs', Small(' newest first, times in UTC')), table('Job Status Attempts Submitted Started Ended Outcome'.split(), [job_row(o, time.time()) for o in jobs])
             if jobs else P('None yet.'), cls='card jobs'),
         Section(H2('Customers', Small(f' {n:,} in this tenant’s database')), table(['Name','Email','City','Plan'],
@@ -249,7 +254,7 @@ def page(
              Button('Upload and import')),
         Div(send('sample', Button('Import the sample', cls='quiet')), send('call', Button('Call a partner that fails twice', cls='quiet')),
             A('Download the sample', href='/customers.csv', download=True), cls='row'), cls='card')
-    return *fresh,*_frame(t.name, forms, body, P(role='status', id='say', cls='say'), Script(src='/assets/demo.js', type='module'))
+    return *fresh,*_frame(t.name, H1(t.name.capitalize()), forms, body, P(role='status', id='say', cls='say'), Script(src='/assets/demo.js', type='module'))
 
 def _frame(name, *cts):
     return (Title(f'{name.capitalize()+" · " if name else ""}fh_saas demo'), Header(A('fh_saas demo', href='/', cls='brand'), Nav(aria_label='Tenants')(
@@ -259,30 +264,41 @@ def _frame(name, *cts):
 # %% ../nbs/31_demo.ipynb #9d5c1b41
 LIMIT = 10*2**20   # longest upload, in bytes
 
-async def _guard(req):
-    "Refuse posts from other sites and uploads that are too long"
-    if req.method!='POST': return
-    if (o := req.headers.get('origin')) and o!=f'{req.url.scheme}://{req.url.netloc}': raise HTTPException(403, 'This request comes from another site.')
-    n = req.headers.get('content-length', '')
-    if not n.isdecimal(): raise HTTPException(411, 'The length of the upload is not given.')
-    if int(n)>LIMIT+10_000:
-        async for _ in req.stream(): pass       # a browser shows the answer only after it has sent everything
-        raise HTTPException(413, f'The upload is longer than {LIMIT//2**20} MiB.')
+class _Guard:
+    "Middleware in front of FastHTML, which reads the whole body before it asks anyone"
+    def __init__(self, app): self.app = app
+    async def __call__(self, scope, receive, send):
+        no = await self._refusal(Request(scope, receive)) if scope['type']=='http' and scope['method']=='POST' else None
+        await (no or self.app)(scope, receive, send)
 
-def _failed(req, exc): return *_frame('', Section(H1(str(exc.status_code)), P(exc.detail), P(A('Back', href='/')), cls='card')),
+    async def _refusal(self, req):
+        "The answer to a post from another site or to one that is too long; None if it is neither"
+        if (o := req.headers.get('origin')) and o!=f'{req.url.scheme}://{req.url.netloc}': return _sorry(403, 'This request comes from another site.')
+        if req.headers.get('content-type', 'multipart/form-data').split(';')[0] not in ('multipart/form-data', 'application/x-www-form-urlencoded'):
+            return _sorry(415, 'This is not a form.')
+        if 'transfer-encoding' in req.headers: return _sorry(411, 'The upload does not say how long it is.')
+        if int(req.headers.get('content-length', 0))<=LIMIT+10_000: return
+        async for _ in req.stream(): pass       # a browser shows the answer only after it has sent everything
+        return _sorry(413, f'The upload is longer than {LIMIT//2**20} MiB.')
 
 # %% ../nbs/31_demo.ipynb #1ee7f1c8
+_head = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'),
+    Meta(http_equiv='Content-Security-Policy', content="default-src 'self'"), Link(rel='icon', href='/assets/demo.svg'), Link(rel='stylesheet', href='/assets/demo.css'))
+
+def _sorry(status, why):
+    title,*body = _frame('', Section(H1(why), P(A('Back to the tenants', href='/')), cls='card'))
+    return HTMLResponse('<!doctype html>'+to_xml(Html(Head(title, *_head), Body(*body), lang='en')), status_code=status)
+
+#| export
 def make_app(
     tenants:dict, # `Tenant`s by name
     lifespan=None, # What starts and stops with the app
 )->FastHTML:
     "The demo as an app"
-    hdrs = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'),
-            Meta(http_equiv='Content-Security-Policy', content="default-src 'self'"),
-            Link(rel='icon', href='/assets/demo.svg'), Link(rel='stylesheet', href='/assets/demo.css'))
-    app = FastHTML(before=[_guard], default_hdrs=False, hdrs=hdrs, htmlkw=dict(lang='en'), canonical=False, sess_cls=None, secret_key='none', lifespan=lifespan,
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=['127.0.0.1', 'localhost'])],
-        routes=[Mount('/assets', StaticFiles(directory=here/'assets'))], exception_handlers={o:_failed for o in (403, 404, 405, 411, 413)})
+    def failed(req, exc): return _sorry(exc.status_code, exc.detail)
+    app = FastHTML(default_hdrs=False, hdrs=_head, htmlkw=dict(lang='en'), canonical=False, sess_cls=None, secret_key='none', lifespan=lifespan,
+        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=['127.0.0.1', 'localhost']), Middleware(_Guard)],
+        routes=[Mount('/assets', StaticFiles(directory=here/'assets'))], exception_handlers={HTTPException:failed, 404:failed})
     def of(name):
         if name not in tenants: raise HTTPException(404, 'There is no such tenant.')
         return tenants[name]
@@ -298,8 +314,9 @@ def make_app(
 def _routes(app, of, submit):
     @app.get('/')
     def index():
-        def card(t): return Li(A(H2(t.name.capitalize()), P(f'{t.rows("select count(*) as n from customers")[0]["n"]:,} customers, '
-            f'{len(t.manager.list_jobs(limit=1000)):,} jobs'), Small(t.path.name), href=f'/t/{t.name}', cls='card'))
+        def card(t):
+            n = t.rows('select (select count(*) from customers) as rows, (select count(*) from imports) as imports')[0]
+            return Li(A(H2(t.name.capitalize()), P(f'{n["rows"]:,} customers from {n["imports"]:,} imports'), Small(t.path.name), href=f'/t/{t.name}', cls='card'))
         return _frame('', H1('Choose a tenant'), Ul(*[card(of(o)) for o in TENANTS], cls='tenants'))
 
     @app.get('/t/{name}')

@@ -12,9 +12,9 @@ from fastcore.basics import patch
 from .executor import Outcome, settle
 from .ids import JobIds, from_iso, to_iso
 from .presence import Presence, presence
-from .store.base import StoreError
+from .store.base import Claim, StoreError
 from .store.sqlite import SqliteStore
-from .tasks import Known
+from .tasks import Known, Task
 from .telemetry import emit, listening, log
 from typing import Callable
 
@@ -22,7 +22,12 @@ from typing import Callable
 class Attempt:
     "A claim with its task, from the claim to the commit of its end"
     __slots__ = ('claim','task','lane','claimed_at','slot','began','handle')
-    def __init__(self, claim, task, lane, claimed_at):
+    def __init__(self,
+        claim:Claim, # The job in hand
+        task:Task, # What it runs
+        lane:'Lane', # Its database
+        claimed_at:float, # When it was claimed, seconds of `time.monotonic()`
+    ):
         self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
         self.slot = self.began = self.handle = None
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
@@ -49,8 +54,12 @@ class Lane:
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
         self.told,self.users = 0.,weakref.WeakSet()
     def __repr__(self): return f'Lane({self.name!r})'
-    def now(self): return to_iso(self.clock())
-    def lease(self): return to_iso(self.clock()+self.lease_s)
+    def now(self)->str:
+        "The time, as `to_iso` gives it"
+        return to_iso(self.clock())
+    def lease(self)->str:
+        "Until when a claim made now holds"
+        return to_iso(self.clock()+self.lease_s)
 
 # %% ../nbs/11_lane.ipynb #37cd7cc0
 def _take(q):
@@ -67,15 +76,18 @@ def turn(self:Lane,
     wait_s:float=5., # How long to wait for locks, in seconds
 )->list: # `Attempt`s, to be run by the caller
     "Write what waits and claim what is due, in one transaction. Raises nothing: after a `StoreError` everything waits on"
-    acks,back,handed,aside = (_take(o) for o in (self.acks, self.back, self.handed, self.aside))
+    queues = self.acks,self.back,self.handed,self.aside
+    if not any(queues) and not self._claimable(limit): return []
+    taken = acks,back,handed,aside = [_take(o) for o in queues]
     try:
         with self.store.writing(wait_s):
             refused = self.store.ack([a for a,_ in acks])
             self._return(back, aside)
             claims = self._claim(handed, limit, only)
-            self._look_ahead()
-    except StoreError as e:
-        for q,old in ((self.acks,acks), (self.back,back), (self.handed,handed), (self.aside,aside)): q.extendleft(reversed(old))
+        self._look_ahead()
+    except BaseException as e:
+        for q,old in zip(queues, taken): q.extendleft(reversed(old))
+        if not isinstance(e, StoreError): raise
         self._sick(e)
         return []
     self.pauses = 0
@@ -99,6 +111,15 @@ def _claim(self:Lane, handed, limit, only):
     claims = s.claim(self.owner, now, limit, self.lease(), only)
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
     return claims
+
+@patch
+def _claimable(self:Lane, limit):
+    "Whether anything could be claimed; only reads"
+    try:
+        if limit>0 and not self.closing and (self.parked or self.store.due(self.now())): return True
+        self._look_ahead()
+    except StoreError as e: self._sick(e)
+    return False
 
 @patch
 def _look_ahead(self:Lane):
@@ -194,7 +215,10 @@ def when_ended(self:Lane,
     self.waiting.setdefault(job_id, []).append(f)
 
 @patch
-def forget(self:Lane, job_id:str, f:Callable):
+def forget(self:Lane,
+    job_id:str, # The job
+    f:Callable, # What was given to `when_ended`
+):
     "Take back `when_ended`"
     fs = self.waiting.get(job_id)
     if fs and f in fs: fs.remove(f)

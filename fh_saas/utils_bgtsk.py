@@ -97,8 +97,8 @@ def _meet(self:BackgroundTaskManager, tasks, module):
         known.made_by(module)
     for name,f in (tasks.items() if isinstance(tasks, dict) else ((None,f) for f in tasks or ())): known.tasks.add(f, name)
 
-@property
-def _lane(self):
+@patch(as_prop=True)
+def _lane(self:BackgroundTaskManager):
     "The lane of this manager's database; a new one after a fork, or if the file was replaced"
     if self._generation==generation[0] and not self._open.closed: return self._open
     if self.closed: raise RuntimeError(f'{self!r} is closed')
@@ -106,7 +106,6 @@ def _lane(self):
     lane.users.add(self)
     self._known,self._generation = lane.known,generation[0]
     return lane
-BackgroundTaskManager._lane = _lane
 
 @patch
 def _serve(self:BackgroundTaskManager):
@@ -498,7 +497,10 @@ def _begin_drain(sig, frame, former):
     if callable(former): former(sig, frame)
     elif former is signal.SIG_DFL: sys.exit(128+sig)
 
-BackgroundTaskManager.lifespan = property(lambda self: Lifespan(self), doc='A lifespan that starts the worker with the app and drains it with the app')
+@patch(as_prop=True)
+def lifespan(self:BackgroundTaskManager)->Lifespan:
+    "A lifespan that starts the worker with the app and drains it with the app"
+    return Lifespan(self)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #17106c1a
 @patch
@@ -513,6 +515,17 @@ def run(self:BackgroundTaskManager,
     w.serve(self._lane)
     with _on_signals(lambda *_: stop.set()): stop.wait()
     w.stop(self.drain_s)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #ab81de3b
+@patch
+def health(self:BackgroundTaskManager)->dict: # ok, why not, seconds since the worker came round, attempts that run, ends not yet written, pause after errors in s
+    "How this process's worker and this database are doing. Never raises, never waits"
+    w,lane = _w._worker,self._open
+    round_s = _clock.monotonic()-w.beat if w else 0.
+    paused = max(0., lane.pause_until-_clock.monotonic())
+    why = ('the worker has not come round for %.0f s'%round_s if round_s>5 else
+           f'{lane.name} cannot be written; next try in {paused:.1f} s' if paused else None)
+    return dict(ok=why is None, why=why, round_s=round_s, running=len(w.running) if w else 0, unwritten=len(lane.acks), paused_s=paused)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #d1443916
 @patch

@@ -131,6 +131,7 @@ def _one(self:Worker):
 @patch
 def _run(self:Worker, a, at=None):
     "One attempt in this thread, begun at `at`; gives its end"
+    if a.lane.closing: return a.lane.back.append(a.claim)
     self.running.add(a)
     a.lane.start(a, at)
     t = time.monotonic()
@@ -351,7 +352,9 @@ def leave(self:Worker,
     grace_s:float=10., # How long running tasks may go on, in seconds
 ):
     "Drain these lanes: everything of theirs ends or goes back"
-    for o in lanes: o.closing = True
+    for o in lanes:
+        o.closing = True
+        with o.turning: pass      # a turn under way may still claim; after it none will
     self._give_back(lanes)
     busy = lambda: [a for a in list(self.running) if a.lane in lanes]
     _until(lambda: not busy(), grace_s)

@@ -185,8 +185,8 @@ def hand(self:SqliteStore,
 
 @patch
 def next_due(self:SqliteStore)->str: # The time; None where nothing waits
-    "When the next job becomes due that is not due yet, inside `writing()`"
-    rows = self._do('select run_at from tenant_jobs indexed by tj_later where ready<=0 order by run_at limit 1')
+    "When the next job becomes due that is not due yet"
+    rows = self.read('select run_at from tenant_jobs indexed by tj_later where ready<=0 order by run_at limit 1')
     return rows[0][0] if rows else None
 
 @patch

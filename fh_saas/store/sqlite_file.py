@@ -194,7 +194,9 @@ def private(self:SqliteFile,
     return p.conn
 
 @patch
-def commit(self:SqliteFile, conn:apsw.Connection):
+def commit(self:SqliteFile,
+    conn:apsw.Connection, # What `private` gave
+):
     "Commit a private connection. Raises `StoreError`"
     try: conn.execute('commit')
     except apsw.Error as e: raise store_error(e, self.path) from e
