@@ -6,7 +6,7 @@
 __all__ = ['main', 'command', 'Wrong', 'demo', 'load', 'managers', 'worker']
 
 # %% ../nbs/32_cli.ipynb #2eacc3e1
-import click, inspect, os, signal, sys, time
+import click, inspect, os, signal, sys, time, traceback
 from fastcore.docments import docments
 from . import __version__
 from importlib import import_module
@@ -28,7 +28,7 @@ def command(
 def _param(k, p):
     if p.default is inspect._empty: return click.Argument([k], metavar=k.upper().replace('__', ':'))
     flag = k.replace('_', '-')
-    if p.anno is bool: return click.Option([f'--no-{flag}' if p.default else f'--{flag}', k], flag_value=not p.default, is_flag=True, default=p.default, help=p.docment)
+    if p.anno is bool: return click.Option([f'--{flag}/--no-{flag}', k], default=p.default, show_default=True, help=p.docment)
     return click.Option([f'--{flag}', k], type=p.anno, default=p.default, show_default=p.default is not None, help=p.docment)
 
 # %% ../nbs/32_cli.ipynb #46c583ab
@@ -41,12 +41,13 @@ class Wrong(click.ClickException):
 def demo(
     port:int=5001, # Port on this machine; 0 for any that is free
     data:str='fh_saas_demo', # Folder of the tenants' databases
-    browser:bool=True, # Do not open a browser
+    browser:bool=True, # Open a browser once the server answers
     pause:float=.15, # Seconds an import rests between two of its 40 steps
 ):
     "Start a small app with two tenants and CSV imports, to see jobs at work"
     from fh_saas.demo import serve
     from fh_saas.store.base import StoreError
+    if not pause>=0: raise Wrong('--pause must not be negative')
     try: serve(port, data, browser, pause)
     except (OSError, StoreError) as e: raise click.ClickException(str(e)) from None
 
@@ -70,9 +71,10 @@ def load(
     return o
 
 def _place(e):
-    tb = e.__traceback__
-    while tb.tb_next: tb = tb.tb_next
-    return f'{tb.tb_frame.f_code.co_filename}, line {tb.tb_lineno}'
+    "Where it happened: the last line of the app's own, if any is of this folder"
+    fs = traceback.extract_tb(e.__traceback__)
+    f = next((o for o in reversed(fs) if o.filename.startswith(os.getcwd()+os.sep)), fs[-1])
+    return f'{f.filename}, line {f.lineno}'
 
 # %% ../nbs/32_cli.ipynb #6a275baa
 def managers(
@@ -106,6 +108,7 @@ def worker(
     for m in ms: m.worker,m.handoff,m.threads,m.async_jobs = True,0,threads or m.threads,async_jobs or m.async_jobs
     _run(ms)
 
+# %% ../nbs/32_cli.ipynb #a85009f6
 def _run(ms):
     "Serve until told to stop, then drain"
     from fh_saas.utils_bgtsk import StoreError

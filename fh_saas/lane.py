@@ -52,7 +52,7 @@ class Lane:
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
         self.parked,self.due_at,self.pause_until,self.pauses = [],None,0.,0
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
-        self.told,self.users = 0.,weakref.WeakSet()
+        self.told,self.users,self.server = 0.,weakref.WeakSet(),None
     def __repr__(self): return f'Lane({self.name!r})'
     def now(self)->str:
         "The time, as `to_iso` gives it"
@@ -250,6 +250,12 @@ def open_lane(
         _lanes[key] = lane = Lane(store, here, known, clock)
         lane.inode,lane.key = _inode(key) if path else None,key
         return lane
+
+# %% ../nbs/11_lane.ipynb #bae173af
+@patch
+def moved(self:Lane)->bool:
+    "Whether another file, or none, has taken the lane's path"
+    return bool(self.store.path!=':memory:' and self.inode!=_inode(self.key))
 
 # %% ../nbs/11_lane.ipynb #72349390
 @patch

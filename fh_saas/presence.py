@@ -41,7 +41,9 @@ def _open_run(self:Presence):
     new,self.path = self.dir/f'{self.owner}.new',self.dir/f'{self.owner}.run'
     self._fd = os.open(new, os.O_RDWR|os.O_CREAT|os.O_EXCL|getattr(os, 'O_CLOEXEC', 0), 0o644)
     os.ftruncate(self._fd, _SLOT.size*_NSLOTS)
-    self._map = mmap.mmap(self._fd, _SLOT.size*_NSLOTS)
+    own = os.open(new, os.O_RDWR)                # a description of its own: a mapping keeps its description, and so its lock,
+    self._map = mmap.mmap(own, _SLOT.size*_NSLOTS)   # alive in every forked child
+    os.close(own)
     self._try_lock(self._fd, exclusive=True)
     os.rename(new, self.path)
 
@@ -64,6 +66,7 @@ def mark(self:Presence,
     fence:int, # Its fence
 )->int: # The slot, for `unmark`; None where all are taken
     "Note that an attempt executes; survives `kill -9`"
+    if self._fd is None: return None
     try: slot = self._free.popleft()
     except IndexError: return None
     _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode()[:40], fence)
@@ -74,7 +77,7 @@ def unmark(self:Presence,
     slot:int, # What `mark` returned
 ):
     "Note that the attempt in `slot` ended"
-    if slot is None: return
+    if slot is None or self._fd is None: return
     self._map[slot*_SLOT.size] = 0
     self._free.appendleft(slot)
 
@@ -166,7 +169,7 @@ def _drop(self:Presence):
     "Close the descriptors, and no more than that: in a forked child the files and the lock are the parent's"
     if self._sock: self._sock.close()
     if self._dirfd is not None: os.close(self._dirfd)
-    if self._fd is not None: os.close(self._fd)
+    if self._fd is not None: os.close(self._fd); self._map.close()
     self._sock = self._dirfd = self._fd = None
 
 # %% ../nbs/07_presence.ipynb #53e1beb9

@@ -111,9 +111,7 @@ def _lane(self:BackgroundTaskManager):
 def _serve(self:BackgroundTaskManager):
     lane = self._lane
     w = _w.worker(self.threads, self.async_jobs, self.drain_s)
-    if getattr(lane, 'server', None) is not w or lane not in w.lanes:
-        lane.server = w
-        w.serve(lane)
+    if lane.server is not w: w.serve(lane)
     return w
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0fb25241

@@ -35,6 +35,7 @@ class Worker:
         self.stopping = self.stopped = self._watching = self._kicked = False
         self._ended_lanes = set()
         self.loop = self._dispatcher = None
+        self._end = threading.Event()
         self.beat = time.monotonic()              # when the dispatcher last came round
     def __repr__(self): return f'Worker(threads={self.threads}, lanes={len(self.lanes)}, running={len(self.running)})'
 
@@ -54,6 +55,7 @@ def start(self:Worker):
             self._sel.register(self._wake_r, selectors.EVENT_READ)
             self._dispatcher = threading.Thread(target=self._dispatch, name='fh_saas-dispatcher', daemon=True)
             self._dispatcher.start()
+            threading.Thread(target=self._sweeps, name='fh_saas-sweeper', daemon=True).start()
 
 @patch
 def serve(self:Worker,
@@ -64,7 +66,7 @@ def serve(self:Worker,
     with self._lock:
         if lane in self.lanes or self.stopping: return
         self.lanes.append(lane)
-        lane.seen = set()
+        lane.seen,lane.server = set(),self
     if lane.here and lane.here._sock:
         try: self._sel.register(lane.here, selectors.EVENT_READ)
         except (KeyError, ValueError): pass        # another lane of the same folder was first
@@ -151,7 +153,7 @@ def _serve(self:Worker, lane, runner=True):
             if lane.pause_until>time.monotonic(): return
             lane.dirty = False
             limit,only = self._room(lane, runner)
-            got = lane.turn(limit, only)
+            got = lane.turn(limit, only, .05 if lane.pauses or not runner else 1.)
             self._spread(lane, got, runner)
             if lane.aside or limit and len(got)==limit: lane.dirty = True
             if not limit or len(got)==limit: lane.tell()
@@ -253,10 +255,9 @@ def _kick_all(self:Worker):
 # %% ../nbs/13_worker.ipynb #037be0f4
 @patch
 def _dispatch(self:Worker):
-    sweep = beat = 0.
     while not self.stopped:
         try:
-            for k,_ in self._sel.select(self._sleep_s(sweep)): self._heard(k.fileobj)
+            for k,_ in self._sel.select(self._sleep_s()): self._heard(k.fileobj)
             self.beat = now = time.monotonic()
             if self.stopping: self._give_back(self.lanes)
             for o in self.lanes:
@@ -264,18 +265,17 @@ def _dispatch(self:Worker):
                 elif (o.acks or o.back) and now>=o.pause_until and o.pauses: self.kick(o)
             if self.todo and not self.idle: self._help()
             if self._watching: self._look(now)
-            if now>=sweep: self._sweep(now>=beat); sweep = now+SWEEP_S; beat = now+BEAT_S if now>=beat else beat
         except Exception:
             log.exception('the dispatcher met an error of fh_saas itself and goes on')
             time.sleep(.1)
 
 @patch
-def _sleep_s(self:Worker, sweep):
+def _sleep_s(self:Worker):
     "How long nothing will need the dispatcher, in seconds"
     now = time.monotonic()
     if self._watching: return 2*SPELL_S if self.spells else AHEAD_S
     waits = [max(o.due_at-o.clock(), o.pause_until-now) for o in self.lanes if o.due_at is not None]
-    return max(0., min([sweep-now, *waits]))
+    return max(0., min([1., *waits]))
 
 # %% ../nbs/13_worker.ipynb #3855a7db
 @patch
@@ -314,9 +314,20 @@ def _look(self:Worker, now):
 
 # %% ../nbs/13_worker.ipynb #6df08721
 @patch
+def _sweeps(self:Worker):
+    beat = 0.
+    while not self._end.wait(SWEEP_S):
+        now = time.monotonic()
+        try: self._sweep(now>=beat)
+        except Exception: log.exception('the sweeper met an error of fh_saas itself and goes on')
+        if now>=beat: beat = now+BEAT_S
+
+@patch
 def _sweep(self:Worker, beat):
     for lane in list(self.lanes):
-        if lane.closed: self.lanes.remove(lane); continue
+        if lane.closed:
+            with self._lock: self.lanes = [o for o in self.lanes if o is not lane]
+            continue
         if lane.pause_until>time.monotonic(): continue
         try: self._care(lane, beat)
         except StoreError as e: lane._sick(e)
@@ -324,7 +335,11 @@ def _sweep(self:Worker, beat):
 @patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    if rescue(lane): lane.dirty = True
+    if lane.moved():
+        log.error('%s was deleted or replaced while in use; what was under way there is lost', lane.name)
+        return lane.close()
+    rescue(lane)
+    lane.store.checkpoint()
     if beat:
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
@@ -366,6 +381,7 @@ def leave(self:Worker,
         with o.turning:
             if not o.closed: o.turn(0, wait_s=1.)
     with self._lock: self.lanes = [o for o in self.lanes if o not in lanes]
+    for o in lanes: o.server = None
     for h in {id(o.here):o.here for o in lanes if o.here}.values(): self._deafen(h)
     for o in lanes: o.closing = False
 
@@ -392,6 +408,7 @@ def stop(self:Worker,
     self._wake()
     self.leave(list(self.lanes), grace_s)
     self.stopped = True
+    self._end.set()
     for _ in range(self.nthreads): self._tickets.put(_STOP)
     self._wake()
     if self.loop: self.loop.call_soon_threadsafe(self.loop.stop)
