@@ -213,7 +213,8 @@ def _import_card(t, imp, status):
                  aria_valuetext=f'{pct} %', aria_labelledby=f'i-{i}'),
         P(Strong(f'{pct} %'), f' · {imp["done"]:,} of {imp["total"]:,} rows · ', Span(status, cls=f'badge {status}'), cls='facts'),
         Details(Summary(f'{n:,} malformed row{"s"*(n!=1)} left out', id=f'sb-{i}'),
-            Ul(*[Li(Strong(f'line {o["line"]}'), f': {o["reason"]}') for o in bad], Li(f'… and {n-len(bad):,} more') if n>len(bad) else ''), id=f'b-{i}') if n else '', cls='card')
+            Ul(*[Li(Strong(f'line {o["line"]}'), f': {o["reason"]}') for o in bad],
+               Li(f'… and {n-len(bad):,} more') if n>len(bad) else ''), id=f'b-{i}') if n else '', cls='card')
 
 # %% ../nbs/31_demo.ipynb #fa410431
 def _live(t):

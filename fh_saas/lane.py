@@ -52,6 +52,7 @@ class Lane:
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
         self.parked,self.due_at,self.pause_until,self.pauses = [],None,0.,0
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
+        self.weight,self.max_running,self.vtime,self.hungry = 1.,None,0.,False   # its share; see the worker
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
     def __repr__(self): return f'Lane({self.name!r})'
     def now(self)->str:

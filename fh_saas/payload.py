@@ -96,7 +96,7 @@ def dump_kwargs(
 def _encode(data, limit):
     "JSON text of the plain dict `data`, or an error that names the culprit"
     try: b = msgspec.json.encode(data)
-    except (UnicodeEncodeError, RecursionError):
+    except (ValueError, RecursionError):
         for k,v in data.items():
             try: msgspec.json.encode({k:v})
             except Exception as e: raise TypeError(f'parameter {k!r} cannot be stored as JSON: {e}') from None

@@ -238,17 +238,18 @@ class JobTask(BackgroundTask):
         job_id:str, # The job
     ):
         self.func,self.args,self.kwargs,self.is_async = manager._execute_with_retry,(job_id,),{},False
-        self.manager,self.job_id,self._called = manager,job_id,False
+        self.manager,self.job_id = manager,job_id
 
     async def __call__(self):
         "End the job's grace and await the end of its attempt, for `wait_s` seconds at most. Never raises what the task raised"
-        m,again,self._called = self.manager,self._called,True
-        if not m.worker or m.closed or again and m._over(self.job_id): return
+        m = self.manager
+        if not m.worker or m.closed: return
         lane,loop,ended = m._lane,asyncio.get_running_loop(),asyncio.Event()
         def tell():
             try: loop.call_soon_threadsafe(ended.set)
             except RuntimeError: pass          # that loop has ended meanwhile
         lane.when_ended(self.job_id, tell)
+        if m._over(self.job_id): return lane.forget(self.job_id, tell)    # a worker was quicker
         lane.handed.append(self.job_id)
         m._serve().kick(lane)
         try: await m._ended(self.job_id, ended)
@@ -364,7 +365,12 @@ class Transaction:
 
     def __enter__(self): return self._enter(self._begin())
     def __exit__(self, typ, e, tb): self._leave(); self._end(typ is None)
-    async def __aenter__(self): return self._enter(await asyncio.to_thread(self._begin))
+    async def __aenter__(self):
+        begun = asyncio.ensure_future(asyncio.to_thread(self._begin))
+        try: return self._enter(await asyncio.shield(begun))
+        except asyncio.CancelledError:     # the thread goes on waiting for the lock: when it has it, let go of it
+            begun.add_done_callback(lambda f: f.cancelled() or f.exception() or self._end(False))
+            raise
     async def __aexit__(self, typ, e, tb):
         self._leave()
         await asyncio.to_thread(self._end, typ is None)
