@@ -39,8 +39,8 @@ start_redis() {
 
 case ${1:-} in
 start)
-  if [ -x $bin/postgres ]; then start_pg; echo 'export BENCH_PG=postgresql://postgres@127.0.0.1:55432' >&3; else echo "no PostgreSQL in $bin"; fi
-  if command -v redis-server >/dev/null; then start_redis; echo 'export BENCH_REDIS=redis://127.0.0.1:56379/0' >&3; else echo 'no redis-server'; fi;;
+  if [ -x $bin/postgres ]; then start_pg 3>&-; echo 'export BENCH_PG=postgresql://postgres@127.0.0.1:55432' >&3; else echo "no PostgreSQL in $bin"; fi
+  if command -v redis-server >/dev/null; then start_redis 3>&-; echo 'export BENCH_REDIS=redis://127.0.0.1:56379/0' >&3; else echo 'no redis-server'; fi;;
 stop)
   if pg_up; then as_pg $bin/pg_ctl -D "$data" -m fast -w stop >/dev/null; fi
   if redis_up; then

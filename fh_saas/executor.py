@@ -7,6 +7,7 @@ __all__ = ['INTERRUPTED', 'Outcome', 'clip', 'failed', 'returned', 'call', 'acal
 
 # %% ../nbs/10_executor.ipynb #81ae65ee
 import asyncio, msgspec, traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from .ids import to_iso
 from .payload import dump_result, load_kwargs
@@ -71,14 +72,18 @@ def call(
     return returned(v)
 
 # %% ../nbs/10_executor.ipynb #97869be2
-async def _wait(aw): return await aw
+async def _wait(aw):
+    "(result, None) or (None, exception): asyncio must not hold the exception, for it would print it, and its repr may raise"
+    try: return await aw,None
+    except BaseException as e: return None,e
 
 def _alone(aw):
     "Await `aw` in a thread that may or may not already run a loop"
-    try: asyncio.get_running_loop()
-    except RuntimeError: return asyncio.run(_wait(aw))
-    from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(1) as ex: return ex.submit(asyncio.run, _wait(aw)).result()
+    if asyncio._get_running_loop() is None: v,e = asyncio.run(_wait(aw))
+    else:
+        with ThreadPoolExecutor(1) as ex: v,e = ex.submit(asyncio.run, _wait(aw)).result()
+    if e: raise e
+    return v
 
 async def acall(
     task:Task, # An `async` task

@@ -48,11 +48,15 @@ class Lane:
         self.owner = here.owner if here else 'memory'
         self.name,self.ids = store.path,JobIds()
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
-        self.small = deque()                       # claimed jobs that the serving thread runs itself
+        self.small,self.ready = deque(),deque()    # claimed jobs: short ones, run by who makes the turn; others, for any runner
+        self.nrun,self.listed = 0,False            # runners at work here; whether the worker has it on its list
+        self.byhand = set()                        # attempts that run in threads of the app's
+        self.lately = set()                        # tasks that ended since the worker's last sweep
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
         self.parked,self.due_at,self.pause_until,self.pauses = [],None,0.,0
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
-        self.weight,self.max_running,self.vtime,self.hungry = 1.,None,0.,False   # its share; see the worker
+        self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
+        self.hungry = self.lined = False
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
     def __repr__(self): return f'Lane({self.name!r})'
     def now(self)->str:
@@ -61,6 +65,9 @@ class Lane:
     def lease(self)->str:
         "Until when a claim made now holds"
         return to_iso(self.clock()+self.lease_s)
+    def waits(self)->bool:
+        "Whether anything waits to be written"
+        return bool(self.acks or self.back or self.handed or self.aside)
 
 # %% ../nbs/11_lane.ipynb #37cd7cc0
 def _take(q):
@@ -202,6 +209,7 @@ def end(self:Lane,
     if out.how=='interrupted': return self.back.append(a.claim)
     m = self.means.get(a.task.name)
     self.means[a.task.name] = took_s if m is None else .8*m+.2*took_s
+    self.lately.add(a.task.name)
     ack = settle(a.claim, out, a.began, self.clock())
     self.acks.append((ack, a))
     return ack.ended_at

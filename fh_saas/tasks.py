@@ -142,7 +142,7 @@ def check_tries(
 ):
     "Raise `TypeError` unless `n` is an int, `ValueError` unless it is at least 1"
     if isinstance(n, bool) or not isinstance(n, int): raise TypeError(f'max_retries must be an int, not {n!r}')
-    if n<1: raise ValueError(f'max_retries counts attempts in all and must be at least 1, not {n!r}')
+    if not 1<=n<2**31: raise ValueError(f'max_retries counts attempts in all and must be at least 1 and below 2**31, not {n!r}')
 
 def _own_name(func):
     mod,qual = getattr(func, '__module__', None),getattr(func, '__qualname__', None)

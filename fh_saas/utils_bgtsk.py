@@ -79,6 +79,8 @@ class BackgroundTaskManager:
     ):
         if not isinstance(conn := getattr(db, 'conn', None), apsw.Connection):
             raise TypeError(f'BackgroundTaskManager takes a fastlite Database, not {db!r}')
+        _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
+                       payload_limit=payload_limit, clock=clock)
         self.db,self.handoff,self.wait_s,self.busy_s,self.drain_s = db,handoff,wait_s,busy_s,drain_s
         self.worker = worker and os.environ.get('FH_SAAS_WORKER')!='0'
         self.threads,self.async_jobs,self.payload_limit,self.clock,self.closed = threads,async_jobs,payload_limit,clock,False
@@ -86,6 +88,16 @@ class BackgroundTaskManager:
         self._meet(tasks, sys._getframe(1).f_globals.get('__name__'))
         if self.worker and self._lane.store.unfinished(): self._serve()
     def __repr__(self): return f'BackgroundTaskManager({self.db.conn.filename or ":memory:"!r})'
+
+# %% ../nbs/20_utils_bgtsk.ipynb #b5a73fef
+def _check_options(clock, wait_s, **nums):
+    "Raise `TypeError` or `ValueError` naming an option that makes no sense"
+    if not callable(clock): raise TypeError(f'clock must be a function that gives the time, not {clock!r}')
+    if wait_s is not None: nums['wait_s'] = wait_s
+    for k,v in nums.items():
+        whole = k in ('threads', 'async_jobs', 'payload_limit')
+        if isinstance(v, bool) or not isinstance(v, int if whole else (int, float)): raise TypeError(f'{k} must be a number, not {v!r}')
+        if not v>=whole: raise ValueError(f'{k} must be at least {int(whole)}, not {v!r}')
 
 # %% ../nbs/20_utils_bgtsk.ipynb #7ee9fce9
 @patch
@@ -106,6 +118,15 @@ def _lane(self:BackgroundTaskManager):
     lane.users.add(self)
     self._known,self._generation = lane.known,generation[0]
     return lane
+
+@patch
+def _live(self:BackgroundTaskManager):
+    "The lane, after a look at whether its file is still in its place. Raises `StoreError` if it is gone"
+    lane = self._lane
+    if not lane.moved(): return lane
+    lane.close()
+    if not os.path.exists(lane.key): raise StoreError(f'{lane.key} was deleted; make a new Database and a manager on it')
+    return self._lane
 
 @patch
 def _serve(self:BackgroundTaskManager):
@@ -145,7 +166,7 @@ def submit(self, /,
 @patch
 def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False):
     "A checked row"
-    lane = self._lane
+    lane = self._live()
     if not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
     if not job_type.strip(): raise ValueError('job_type must not be empty')
     if not callable(func): raise TypeError(f'task_func must be callable, not {func!r}')
@@ -162,8 +183,7 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
     return job
 
 def _text(s):
-    try: s.encode()
-    except UnicodeEncodeError: raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}') from None
+    if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
     return str(s)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #3fe3240b
@@ -294,11 +314,14 @@ def _execute_with_retry(self:BackgroundTaskManager,
 @patch
 def _attempt(self:BackgroundTaskManager, lane, a):
     "Run an attempt here and write its end"
-    lane.start(a)
-    began = _clock.monotonic()
-    out = call(a.task, a.claim)
-    lane.end(a, out, _clock.monotonic()-began)
-    with lane.turning: lane.turn(0)
+    lane.byhand.add(a)
+    try:
+        lane.start(a)
+        began = _clock.monotonic()
+        out = call(a.task, a.claim)
+        lane.end(a, out, _clock.monotonic()-began)
+        with lane.turning: lane.turn(0)
+    finally: lane.byhand.discard(a)
     if lane.acks: _w.worker(self.threads, self.async_jobs, self.drain_s).serve(lane)    # not written yet: keep trying
 
 # %% ../nbs/20_utils_bgtsk.ipynb #be13f466
@@ -311,7 +334,7 @@ def get_job(self:BackgroundTaskManager,
     job_id:str, # The job's id
 )->TenantJob: # The job as it is now
     "Get job status and details. Raises `JobNotFound`, a `KeyError`, if there is none"
-    row = self._lane.store.get(job_id) if isinstance(job_id, str) else None
+    row = self._live().store.get(job_id) if _is_text(job_id) else None
     if row is None: raise JobNotFound(f'no job with id {job_id!r} in {self._lane.name}')
     return _job(row)
 
@@ -325,7 +348,13 @@ def list_jobs(self:BackgroundTaskManager,
     if status is not None and status not in STATUSES: raise ValueError(f'unknown status {status!r}; a job is one of {", ".join(STATUSES)}')
     if isinstance(limit, bool) or not isinstance(limit, int) or limit<1: raise ValueError(f'limit must be an int of at least 1, not {limit!r}')
     if job_type is not None and not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
-    return [_job(o) for o in self._lane.store.select(job_type, status, limit)]
+    if job_type is not None and not _is_text(job_type): return []
+    return [_job(o) for o in self._live().store.select(job_type, status, min(limit, 2**31))]
+
+def _is_text(s):
+    "Whether the database can hold `s` at all; ids and types come from URLs"
+    try: return isinstance(s, str) and s.encode() is not None
+    except UnicodeEncodeError: return False
 
 def _job(row): return TenantJob(**{k:v for k,v in row.items() if k in _fields})
 
@@ -361,7 +390,7 @@ class Transaction:
     "Business rows and jobs that commit together or not at all"
     def __init__(self,
         manager:BackgroundTaskManager, # Whose database it is
-    ): self.manager,self.lane,self.open,self.jobs = manager,manager._lane,False,[]
+    ): self.manager,self.lane,self.open,self.jobs = manager,manager._live(),False,[]
 
     def __enter__(self): return self._enter(self._begin())
     def __exit__(self, typ, e, tb): self._leave(); self._end(typ is None)
@@ -534,7 +563,7 @@ def health(self:BackgroundTaskManager)->dict: # ok, why not, seconds since the w
 # %% ../nbs/20_utils_bgtsk.ipynb #d1443916
 @patch
 def close(self:BackgroundTaskManager):
-    "Finish what runs, give the rest back, and close the database's connections"
+    "Finish what runs, give the rest back, and close the database's connections; while other managers of this file live, only this one closes"
     if self.closed: return
     self.closed = True
     if self._generation!=generation[0]: return
@@ -542,4 +571,5 @@ def close(self:BackgroundTaskManager):
     lane.users.discard(self)
     if lane.closed or any(not o.closed for o in lane.users): return
     if (w := _w._worker) and lane in w.lanes: w.leave([lane], self.drain_s)
+    _w._until(lambda: not lane.byhand, self.drain_s)
     lane.close()

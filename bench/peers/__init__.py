@@ -1,13 +1,17 @@
 "One file for each peer: its app, which its worker imports, and `Peer`, which says how to measure it"
 import asyncio, os
-from importlib.util import find_spec
+from importlib import import_module
 from urllib.parse import urlsplit
 from bench.systems import System
 
 class Served(System):
     "A peer that needs a server"
     also,loop = (),None                     # what else must be installed; the one event loop of an async client
-    def missing(self): return super().missing() or next((f'{o} is not installed' for o in self.also if not find_spec(o)), None)
+    def missing(self):
+        if why := super().missing(): return why
+        for o in self.also:
+            try: import_module(o)           # there but not usable, as psycopg is without libpq, counts too
+            except ImportError as e: return f'{o}: {e}'
     @property
     def url(self): return os.environ[self.server]
     def wait(self, o):

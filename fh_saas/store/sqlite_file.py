@@ -50,27 +50,37 @@ def _version(conn):
 # %% ../../nbs/store/01_sqlite_file.ipynb #6c1c1208
 class _Conn:
     "One connection with its lock and the deadline of whoever holds it"
-    def __init__(self, path, wait_s=5., conn=None):
-        self.path,self.lock,self.deadline,self.wait_s = path,threading.RLock(),0.,0.
-        self.conn = conn or _connect(path, wait_s)
+    def __init__(self, path, conn=None):
+        self.path,self.lock,self.deadline,self.wait_s,self.waiting = path,threading.RLock(),0.,0.,False
+        self.conn = conn or _connect(path)
         if not conn: self.conn.set_busy_handler(self._again)
 
     def _again(self, n):
         "Called by SQLite after the `n`th time it found the file locked"
-        left = self.deadline-time.monotonic()
+        left,self.waiting = self.deadline-time.monotonic(),True
         if left<=0: return False
         time.sleep(min(left, random.uniform(.5,1)*min(.02, .0002*2**min(n,7))))
         return True
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #802c87bf
-def _connect(path, wait_s):
-    "A new connection to `path`, waiting for locks. Raises `StoreError`"
-    end = time.monotonic()+wait_s
-    while True:
-        try: return apsw.Connection(path)
-        except apsw.Error as e:
-            if not isinstance(e, apsw.BusyError) or time.monotonic()>end: raise store_error(e, path, wait_s) from e
-        time.sleep(random.uniform(.001, .01))
+_own = threading.local()
+
+class _Hook:
+    "A connection hook of the app's that leaves connections of this package alone"
+    def __init__(self, f): self.f = f
+    def __call__(self, conn): return None if getattr(_own, 'opening', False) else self.f(conn)
+    def __eq__(self, o): return o is self.f or isinstance(o, _Hook) and o.f is self.f
+    __hash__ = None
+
+def _connect(path):
+    "A new connection to `path`. Raises `StoreError`"
+    hooks = apsw.connection_hooks
+    for i,h in enumerate(hooks):
+        if not isinstance(h, _Hook): hooks[i] = _Hook(h)
+    _own.opening = True
+    try: return apsw.Connection(path)
+    except apsw.Error as e: raise store_error(e, path) from e
+    finally: _own.opening = False
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #ba7d4d7a
 _HINTS = {apsw.ReadOnlyError:'is read-only', apsw.FullError:'cannot grow: the disk or its quota is full',
@@ -98,7 +108,9 @@ def use(self:_Conn, wait_s=5.):
         self.deadline,self.wait_s = end,wait_s
         yield self.conn
     except apsw.Error as e: raise store_error(e, self.path, wait_s) from e
-    finally: self.lock.release()
+    finally:
+        self.waiting = False
+        self.lock.release()
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #2f14e333
 _graveyard = []   # connections of the parent, kept in a forked child so that nothing closes them there
@@ -112,7 +124,7 @@ class SqliteFile:
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
         self._queue,self._qlock,self._leading,self._last = [],threading.Lock(),False,1
-        self._writer = _Conn(self.path, wait_s, conn if self.memory else None)
+        self._writer = _Conn(self.path, conn if self.memory else None)
         with self._writer.use(wait_s) as c: self._prepare(c)
         self.wal_pages = 0
         if not self.memory: self._writer.conn.set_wal_hook(self._grown)
@@ -152,6 +164,11 @@ def writing(self:SqliteFile,
         except BaseException: _rollback(c); raise
 
 @patch
+def waiting(self:SqliteFile)->bool:
+    "Whether the writing connection waits at this moment for somebody outside this process"
+    return self._writer.waiting
+
+@patch
 def _own(self:SqliteFile, c):
     "Wait until the app's own transaction on the one connection of `:memory:` is over"
     while c.in_transaction:
@@ -175,7 +192,7 @@ def read(self:SqliteFile,
 def _open_reader(self:SqliteFile):
     with self._writer.lock:
         if self._reader: return
-        r = _Conn(self.path, self.wait_s)
+        r = _Conn(self.path)
         with r.use(self.wait_s) as c:
             for o in ('query_only=1', 'temp_store=memory'): c.execute('pragma '+o).fetchall()
         self._reader = r
@@ -186,7 +203,7 @@ def private(self:SqliteFile,
     wait_s:float, # How long to wait for the lock, in seconds
 )->apsw.Connection: # Inside a transaction; for the caller to commit and close
     "A connection of the caller's own that holds the write lock. Raises `StoreBusy` or `StoreError`"
-    p = _Conn(self.path, wait_s)
+    p = _Conn(self.path)
     try:
         with p.use(wait_s) as c:
             _settings(c)
@@ -210,7 +227,9 @@ CHECKPOINT,CHECKPOINT_MUST = 500,4000   # pages in the log at which the sweep co
 def _grown(self:SqliteFile, conn, name, pages):
     "Called by SQLite after each commit with the length of the log"
     self.wal_pages = pages
-    if pages>=CHECKPOINT_MUST: conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    if pages>=CHECKPOINT_MUST:
+        try: conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        except apsw.Error: pass       # somebody else is at it; an error here would make a commit that was done look failed
     return apsw.SQLITE_OK
 
 @patch
@@ -218,7 +237,9 @@ def checkpoint(self:SqliteFile):
     "Copy the log into the file if it has grown long. Commits go on meanwhile. Raises `StoreError`"
     if self.wal_pages<CHECKPOINT: return
     if self._reader is None: self._open_reader()
-    with self._reader.use(.1) as c: c.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    try:
+        with self._reader.use(.1) as c: c.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    except StoreBusy: return      # another process is at it
     self.wal_pages = 0
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #a0935575
@@ -305,7 +326,9 @@ def _alone(self:SqliteFile, op, left_s):
         w.deadline,w.wait_s = time.monotonic()+left_s,left_s
         w.conn.execute(op.sql, op.rows[0])
     except apsw.Error as e: raise store_error(e, self.path, left_s) from e
-    finally: w.lock.release()
+    finally:
+        w.waiting = False
+        w.lock.release()
 
 @patch
 def _each(self:SqliteFile, ops, left_s):

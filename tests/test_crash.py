@@ -1,0 +1,137 @@
+"kill -9 at the worst moments: promises P1, P2, P6, P9 after a restart"
+import signal, socket, time
+
+import pytest, work
+from util import Server, done, end, process, run_py, said, until
+
+WORK = "m = mgr(tasks=[quick,gated,agated,fails,bomb,nap]); out('up'); m.run()"
+
+def test_kill_server_during_job(t):
+    "P1, P2: the job of a killed server runs again after the restart; the crash counted as one attempt"
+    with Server(t) as s:
+        ids = [s.job('/ft'), s.job('/asy')]
+        until(lambda: len(t.log('start'))==2)
+        s.kill()
+    t.go()
+    with Server(t) as s:
+        for o in ids:
+            j = done(t.look(), o, 5)
+            assert (j.retry_count,len(j.error_log.splitlines()))==(1,1) and 'died' in j.error_log and '"crashed"' in j.attempts
+    assert len(t.log('start'))==4
+
+def test_kill_server_during_backoff(t):
+    "P1: a job that waits for its second attempt keeps its time over a kill -9; the crash is not charged"
+    with Server(t) as s:
+        id = s.job('/plain?task=fails&name=x')
+        until(lambda: t.look().get_job(id).retry_count==1)
+        due = t.look().get_job(id).run_at
+        s.kill()
+    assert t.look().get_job(id).run_at==due
+    with Server(t) as s:
+        j = done(t.look(), id, 6)
+        assert (j.retry_count,j.result)==(1,'2') and j.started_at>=due
+
+def test_kill_server_before_the_response(t):
+    "P1: submitted, and the server killed before the response and its task: the job runs"
+    with Server(t, FH_OPTS='{"handoff":1}') as s:
+        k = socket.create_connection(('127.0.0.1', s.port))
+        k.sendall(b'GET /slow?name=early HTTP/1.1\r\nhost: x\r\n\r\n')
+        id = until(lambda: t.log('submitted'))[0][2]
+        s.kill(); k.close()
+    t.go()
+    with Server(t) as s: assert done(t.look(), id, 8).retry_count==0
+
+BOMBS = '''
+m = mgr(tasks=[bomb], threads=1)
+bg = m.submit_many('b', bomb, [dict(folder=folder, name='warm', boom=False)]*60)
+while m.list_jobs(status='pending', limit=1) or m.list_jobs(status='running', limit=1): time.sleep(.002)
+m.submit_many('b', bomb, [dict(folder=folder, name=i, boom=i==3) for i in range(200)])
+time.sleep(20)'''
+
+def test_only_what_executed_is_charged(t):
+    "P2: of a claimed batch only the job that executed pays for the crash; the others go back free"
+    run_py(t, BOMBS, rc=-9)
+    m = t.look()
+    held = m.list_jobs(status='running', limit=1000)
+    assert len(held)>5, 'the batch was claimed'
+    t.go('safe')
+    with process(t, WORK) as p:
+        until(lambda: len(m.list_jobs(status='completed', limit=1000))==260)
+        end(p, signal.SIGTERM)
+    charged = [j for j in m.list_jobs(limit=1000) if j.retry_count or j.error_log]
+    assert [(j.result,j.retry_count) for j in charged]==[('3',1)]
+
+@pytest.mark.parametrize('tries', [1, 2])
+def test_a_job_that_kills_its_process_fails(t, tries):
+    "P2: it ends failed after its attempts, and brings down no more processes than that"
+    id,_ = t.look().submit('b', work.bomb, max_retries=tries, folder=str(t.dir))
+    for i in range(tries): run_py(t, WORK, rc=-9, s=10)
+    with process(t, WORK) as p:
+        j = done(t.look(), id, 5, 'failed')
+        assert (j.retry_count,len(t.log('start')))==(tries,tries) and j.completed_at and 'died' in j.error_log
+        assert end(p, signal.SIGTERM)==0
+
+def test_third_crash_waits(t):
+    "P2: after its second crash a job is put off, so that a poison job does not take every process with it at once"
+    id,_ = t.look().submit('b', work.bomb, max_retries=3, folder=str(t.dir))
+    for i in range(2): run_py(t, WORK, rc=-9, s=10)
+    with process(t, WORK.replace('mgr(', 'mgr(clock=lambda:time.time()+(3600 if is_open(folder, "late") else 0), ')) as p:
+        until(lambda: t.look().get_job(id).retry_count==2, 5)
+        assert t.look().get_job(id).ready==0
+        t.go('late')
+        p.wait(10)
+    assert p.returncode==-9
+    with process(t, WORK) as p: assert done(t.look(), id, 5, 'failed').retry_count==3
+
+@pytest.mark.parametrize('task', ['gated','agated'])
+def test_another_process_takes_over_within_a_second(t, task):
+    "P6 and the budget of section 7: a crash is noticed at once by another process on the file"
+    took = []
+    for i in range(3):
+        id,_ = t.look().submit('g', getattr(work, task), folder=str(t.dir), name=i)
+        with process(t, WORK) as a:
+            until(lambda: [o for o in t.log('start') if o[2:]==[str(i),str(a.pid)]])
+            with process(t, WORK) as b:
+                said(b, 'up')
+                b_is_idle = t.look().submit('q', work.quick, folder=str(t.dir))[0]
+                done(t.look(), b_is_idle)
+                a.kill(); killed = time.time()
+                again = until(lambda: [o for o in t.log('start') if o[2:]==[str(i),str(b.pid)]])
+                took.append(float(again[0][0])-killed)
+                t.go(); done(t.look(), id); (t.dir/'go').unlink()
+    assert max(took)<1, took
+
+def test_a_stopped_process_is_not_robbed(t):
+    "P6: a process that stands still for a while (SIGSTOP) keeps its job; it ends once"
+    id,_ = t.look().submit('g', work.gated, folder=str(t.dir), name='x')
+    with process(t, WORK) as a, process(t, WORK) as b:
+        said(a, 'up'); said(b, 'up')
+        pid = int(until(lambda: t.log('start'))[0][3])
+        one,other = (a,b) if a.pid==pid else (b,a)
+        one.send_signal(signal.SIGSTOP)
+        for i in range(3):      # a sweep of the other process removes the dead owner
+            db = t.look().db
+            db.q("insert into tenant_workers values('dead','2000-01-01T00:00:00.000000Z')")
+            until(lambda: not db.q("select * from tenant_workers where id='dead'"), 5)
+        assert len(t.log('start'))==1 and t.look().get_job(id).status=='running'
+        one.send_signal(signal.SIGCONT)
+        t.go()
+        assert done(t.look(), id).retry_count==0 and len(t.log('start'))==1
+
+# --- transactions
+
+def test_kill_inside_transaction(t):
+    "P5: killed inside the block, neither the row nor the job is there; killed after it, both are"
+    code = '''
+m = mgr(handoff=60)
+db.q('create table if not exists note(x)')
+with m.transaction() as tx:
+    tx.q("insert into note values('a')")
+    m.submit('q', quick, folder=folder, name='a')
+    if sys.argv[3]=='inside': os.kill(os.getpid(), 9)
+os.kill(os.getpid(), 9)'''
+    run_py(t, code, 'inside', rc=-9)
+    m = t.look()
+    assert m.list_jobs()==[] and not m.db.q('select * from note')
+    run_py(t, code, 'after', rc=-9)
+    assert len(m.list_jobs(status='pending'))==1 and len(m.db.q('select * from note'))==1
