@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from .executor import Outcome, settle
 from .ids import JobIds, from_iso, to_iso
 from .presence import Presence, presence
-from .store.base import Claim, StoreError
+from .store.base import Claim, StoreBusy, StoreError
 from .store.sqlite import SqliteStore
 from .tasks import Known, Task
 from .telemetry import emit, listening, log
@@ -55,6 +55,7 @@ class Lane:
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
         self.parked,self.due_at,self.pause_until,self.pauses = [],None,0.,0
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
+        self.writes_only = False                   # served only until what waits is written: this process does not run its jobs
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.hungry = self.lined = False
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
@@ -115,7 +116,7 @@ def _claim(self:Lane, handed, limit, only):
     now,s = self.now(),self.store
     if handed: s.hand(handed, now)
     if self.due_at is None or self.due_at<=self.clock(): s.promote(now)
-    if limit<=0 or self.closing: return []
+    if limit<=0 or self.closing or self.writes_only: return []
     claims = s.claim(self.owner, now, limit, self.lease(), only)
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
     return claims
@@ -124,7 +125,7 @@ def _claim(self:Lane, handed, limit, only):
 def _claimable(self:Lane, limit):
     "Whether anything could be claimed; only reads"
     try:
-        if limit>0 and not self.closing and (self.parked or self.store.due(self.now())): return True
+        if limit>0 and not self.closing and not self.writes_only and (self.parked or self.store.due(self.now())): return True
         self._look_ahead()
     except StoreError as e: self._sick(e)
     return False
@@ -137,9 +138,9 @@ def _look_ahead(self:Lane):
 @patch
 def _sick(self:Lane, e):
     self.pauses += 1
-    pause = min(5., .05*2**min(self.pauses, 8))
+    pause = min(5., .01*2**min(self.pauses, 9))
     self.pause_until = time.monotonic()+pause
-    if self.pauses in (1, 10, 100) : log.warning('%s; %d ends of jobs wait; next try in %.1f s', e, len(self.acks), pause)
+    if self.pauses==(5 if isinstance(e, StoreBusy) else 1) or not self.pauses%100: log.warning('%s; %d ends of jobs wait; next try in %.1f s', e, len(self.acks), pause)
     emit('store.failed', store=self.name, error=str(e), pause_s=pause)
 
 # %% ../nbs/11_lane.ipynb #ed1f65cc

@@ -132,6 +132,7 @@ def _live(self:BackgroundTaskManager):
 def _serve(self:BackgroundTaskManager):
     lane = self._lane
     w = _w.worker(self.threads, self.async_jobs, self.drain_s)
+    lane.writes_only = False
     if lane.server is not w: w.serve(lane)
     return w
 
@@ -221,9 +222,9 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if self.worker:
         w = self._serve()
-        if jobs[0].ready==DUE: w.kick(lane)
+        if any(o.ready==DUE for o in jobs): w.kick(lane)
         elif lane.due_at is not None: lane.due_at = min(lane.due_at, self.clock()+self.handoff)
-    if ring and jobs[0].ready==DUE and lane.here: lane.here.ring(lane.name)
+    if ring and lane.here and any(o.ready==DUE for o in jobs): lane.here.ring(lane.name)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #4c295e1c
 @patch
@@ -322,7 +323,9 @@ def _attempt(self:BackgroundTaskManager, lane, a):
         lane.end(a, out, _clock.monotonic()-began)
         with lane.turning: lane.turn(0)
     finally: lane.byhand.discard(a)
-    if lane.acks: _w.worker(self.threads, self.async_jobs, self.drain_s).serve(lane)    # not written yet: keep trying
+    if lane.acks:                                      # not written yet: keep trying, whether or not this process runs jobs
+        lane.writes_only = lane.server is None and not self.worker
+        _w.worker(self.threads, self.async_jobs, self.drain_s).serve(lane)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #be13f466
 class JobNotFound(KeyError):
@@ -545,6 +548,7 @@ def run(self:BackgroundTaskManager,
     "Run this database's jobs until told to stop, then drain. `worker=False` and `FH_SAAS_WORKER` do not keep it from that"
     stop = stop or threading.Event()
     w = _w.worker(threads or self.threads, async_jobs or self.async_jobs, self.drain_s)
+    self._lane.writes_only = False
     w.serve(self._lane)
     with _on_signals(lambda *_: stop.set()): stop.wait()
     w.stop(self.drain_s)

@@ -210,7 +210,7 @@ def _turn(self:Worker, lane, runner, claim):
     self._hunger(lane)
     limit,only = self._room(lane) if claim else (0,None)
     self._turners.append(t := time.monotonic())
-    try: got = lane.turn(limit, only, .05 if lane.pauses or not runner else 1.)
+    try: got = lane.turn(limit, only, .05)      # a lane whose file is locked waits by itself, not in a runner
     finally: self._turners.remove(t)
     self._charge(lane, got, limit, only)
     self._spread(lane, got, runner)

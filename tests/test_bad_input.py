@@ -322,6 +322,27 @@ def test_acks_outlive_a_lock(t, task):
         for o in ids: assert done(m, o).retry_count==0
     assert len(t.log('start'))==3
 
+def test_by_hand_under_a_lock_starts_no_worker(t):
+    "Section 5: where the user wants no worker, a by-hand attempt that ends under a lock is still written, and no other job runs here"
+    m = t.look(busy_s=.3)
+    other = m.submit('q', work.quick, folder=str(t.dir))[0]
+    id,bg = m.submit('g', work.gated, folder=str(t.dir))
+    def by_hand():
+        try: bg.func(*bg.args, **bg.kwargs)
+        except StoreError: pass
+    th = threading.Thread(target=by_hand); th.start()
+    until(lambda: t.log('start'))
+    with process(t, LOCK) as p:
+        said(p, 'locked')
+        t.go()
+        th.join(.5)
+        free(p)
+        th.join(10)
+        assert done(m, id, 8).retry_count==0
+    m.db.q("insert into tenant_workers values('dead','2000-01-01T00:00:00.000000Z')")     # a worker, if there were one, would remove it
+    with pytest.raises(AssertionError): until(lambda: not m.db.q("select * from tenant_workers where id='dead'") or t.log('ran'), 1.2)
+    assert not t.log('ran') and m.get_job(other).status=='pending'
+
 @pytest.mark.parametrize('n', [1, 6])
 def test_locked_tenants_do_not_hold_up_others(tenants, n):
     "P8: tenants whose files are locked while jobs of theirs end: another tenant's jobs, retries included, run as ever"

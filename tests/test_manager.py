@@ -257,6 +257,18 @@ def test_transaction_commits_both(t, notes):
         assert notes()==[] and seen.list_jobs()==[]
     assert notes()==['a'] and done(m, id).result=='2'
 
+def test_transaction_announces_all(t):
+    "Jobs of one block start at once, also the due ones that come after one in its grace"
+    m,took = t.mgr(handoff=30),[]
+    for i in range(4):
+        with m.transaction():
+            m.submit('a', add, a=1)
+            ids = m.submit_many('a', add, [dict(a=2)])
+        began = time.monotonic()
+        done(m, ids[0])
+        took.append(time.monotonic()-began)
+    assert min(took[1:])<.2, took
+
 @pytest.mark.parametrize('err', [ValueError, KeyboardInterrupt, SystemExit, asyncio.CancelledError, GeneratorExit])
 def test_transaction_rolls_back_both(t, notes, err):
     "P5: whatever is raised in the block, neither rows nor jobs remain, and the file is not locked"
