@@ -53,6 +53,7 @@ class Lane:
         self.byhand = set()                        # attempts that run in threads of the app's
         self.lately = set()                        # tasks that ended since the worker's last sweep
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
+        self.news = False                          # somebody says that there is something to claim
         self.parked,self.due_at,self.pause_until,self.pauses = [],None,0.,0
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
         self.writes_only = False                   # served only until what waits is written: this process does not run its jobs
@@ -86,14 +87,15 @@ def turn(self:Lane,
 )->list: # `Attempt`s, to be run by the caller
     "Write what waits and claim what is due, in one transaction. Raises nothing: after a `StoreError` everything waits on"
     queues = self.acks,self.back,self.handed,self.aside
-    if not any(queues) and not self._claimable(limit): return []
+    if not any(queues) and not self.news and not self._claimable(limit): return []
+    self.news = False
     taken = acks,back,handed,aside = [_take(o) for o in queues]
     try:
-        with self.store.writing(wait_s):
+        with self.store.writing(wait_s, durable=bool(acks)):
             refused = self.store.ack([a for a,_ in acks])
             self._return(back, aside)
             claims = self._claim(handed, limit, only)
-        self._look_ahead()
+        if self._later_changed(acks): self._look_ahead()
     except BaseException as e:
         for q,old in zip(queues, taken): q.extendleft(reversed(old))
         if not isinstance(e, StoreError): raise
@@ -129,6 +131,11 @@ def _claimable(self:Lane, limit):
         self._look_ahead()
     except StoreError as e: self._sick(e)
     return False
+
+@patch
+def _later_changed(self:Lane, acks):
+    "Whether the time of the next due job must be looked up again"
+    return self.due_at is None or self.due_at<=self.clock() or any(a.status=='pending' for a,_ in acks)
 
 @patch
 def _look_ahead(self:Lane):

@@ -222,7 +222,7 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if self.worker:
         w = self._serve()
-        if any(o.ready==DUE for o in jobs): w.kick(lane)
+        if any(o.ready==DUE for o in jobs): lane.news = True; w.kick(lane)
         elif lane.due_at is not None: lane.due_at = min(lane.due_at, self.clock()+self.handoff)
     if ring and lane.here and any(o.ready==DUE for o in jobs): lane.here.ring(lane.name)
 

@@ -414,7 +414,7 @@ def _heard(self:Worker, who):
         return
     names = who.rung()
     for o in self.lanes:
-        if o.name in names: o.due_at = None; self.kick(o)
+        if o.name in names: o.news = True; self.kick(o)
 
 @patch
 def _help(self:Worker):
@@ -472,6 +472,7 @@ def _care(self:Worker, lane, beat):
         lane.seen = release_lost(lane, lane.seen)
         if lane.here: lane.here.tidy(time.time())
     lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
+    lane._look_ahead()                            # jobs for later that other processes submitted
     if lane.parked or lane.waits() or lane.store.due(lane.now()): self.kick(lane)
 
 # %% ../nbs/13_worker.ipynb #48fe3f39

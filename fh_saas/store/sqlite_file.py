@@ -59,7 +59,7 @@ class _Conn:
         "Called by SQLite after the `n`th time it found the file locked"
         left,self.waiting = self.deadline-time.monotonic(),True
         if left<=0: return False
-        time.sleep(min(left, random.uniform(.5,1)*min(.02, .0002*2**min(n,7))))
+        time.sleep(min(left, random.uniform(.5,1)*min(.003 if n<40 else .02, .0002*2**min(n,7))))
         return True
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #802c87bf
@@ -153,15 +153,19 @@ def _rollback(c):
 @contextmanager
 def writing(self:SqliteFile,
     wait_s:float=None, # How long to wait for the lock, in seconds; None for the file's default
+    durable:bool=True, # Whether the commit must survive a power cut; without, it survives the end of the process
 ): # The connection, inside a transaction
     "One transaction: committed at the end, undone by an exception. Raises `StoreBusy` or `StoreError`"
     with self._writer.use(self.wait_s if wait_s is None else wait_s) as c:
         if self.memory: self._own(c)
-        c.execute('begin immediate')
+        if not durable: c.execute('pragma synchronous=normal')
         try:
+            c.execute('begin immediate')
             yield c
             c.execute('commit')
         except BaseException: _rollback(c); raise
+        finally:
+            if not durable: c.execute('pragma synchronous=full')
 
 @patch
 def waiting(self:SqliteFile)->bool:
@@ -221,7 +225,7 @@ def commit(self:SqliteFile,
     except apsw.Error as e: raise store_error(e, self.path) from e
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #6b404c47
-CHECKPOINT,CHECKPOINT_MUST = 500,4000   # pages in the log at which the sweep copies them, and at which a commit does
+CHECKPOINT,CHECKPOINT_MUST = 2000,8000   # pages in the log at which the sweep copies them, and at which a commit does
 
 @patch
 def _grown(self:SqliteFile, conn, name, pages):
