@@ -65,9 +65,10 @@ def latency(s, n=200):
     s.reset(); s.open(); clear()
     with Workers(s) as w:
         s.submit(n); until(lambda: started(n+1)[n], ps=w.ps)
+        time.sleep(2)                                   # all workers have started, and what they started has ended
         ps = [psutil.Process(p.pid) for p in w.ps]; ps += [c for p in ps for c in p.children(recursive=True)]
         cpu = lambda: sum(sum(p.cpu_times()[:2]) for p in ps)
-        time.sleep(1); c0 = cpu(); time.sleep(3); idle = (cpu()-c0)/3*100
+        c0 = cpu(); time.sleep(3); idle = (cpu()-c0)/3*100
         rss = sum(p.memory_info().rss for p in ps)/2**20
         sent = []
         for i in range(n):

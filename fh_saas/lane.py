@@ -104,7 +104,8 @@ def turn(self:Lane,
     self.pauses = 0
     if aside: self.tell()
     self._ended(acks, refused)
-    for c in back+aside: self._let_go(c)
+    for c in back: self._let_go(c, told=self.closing)
+    for c in aside: self._let_go(c)
     return self._begin(claims)
 
 # %% ../nbs/11_lane.ipynb #36d86e9b
@@ -178,10 +179,10 @@ def _ended(self:Lane, acks, refused):
                  attempt=a.claim.fence, run_at=a.run_at, began=a.started_at, ended=a.ended_at)
 
 @patch
-def _let_go(self:Lane, c):
+def _let_go(self:Lane, c, told=True):
     a = self.hand.get(c.id)
     if a and a.claim.fence==c.fence: del self.hand[c.id]
-    if self.waiting:
+    if told and self.waiting:
         for f in self.waiting.pop(c.id, ()): f()
 
 # %% ../nbs/11_lane.ipynb #2c48b377
@@ -226,7 +227,7 @@ def end(self:Lane,
 @patch
 def when_ended(self:Lane,
     job_id:str, # The job
-    f:Callable, # Called without arguments when an attempt of it has ended or was given back
+    f:Callable, # Called without arguments when an attempt of it has ended, or none will be made here
 ):
     "Call `f` once"
     self.waiting.setdefault(job_id, []).append(f)

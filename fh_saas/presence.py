@@ -176,7 +176,7 @@ def _drop(self:Presence):
 @patch
 def tidy(self:Presence,
     now:float, # Seconds since 1970
-    keep_s:float=86400., # How long files of the dead are kept, in seconds
+    keep_s:float=30*86400., # How long files of the dead are kept, in seconds
 ):
     "Remove old files of dead processes"
     for o in self.owners():

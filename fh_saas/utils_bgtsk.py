@@ -41,7 +41,7 @@ class TenantJob:
     retry_count: int = 0 # Failed attempts so far
     max_retries: int = 3 # Attempts in all before the job is failed
     created_at: str = None # When it was submitted
-    started_at: str = None # When its last attempt began; None before the first
+    started_at: str = None # When its last attempt began; None while none has, or where it was given back
     completed_at: str = None # When it ended, whichever way; None before that
     task: str = None # Name of the task, `module:qualname` or one given at registration
     typed: str = None # JSON list of the arguments that were converted by annotation
@@ -199,8 +199,6 @@ def _save(self:BackgroundTaskManager, jobs):
         if tx and tx.lane is lane and tx.open: tx.insert(jobs)
         else: self._commit(lane, jobs)
     except BaseException: self._drop_held(jobs); raise
-    if listening():
-        for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
 
 @patch
 def _commit(self:BackgroundTaskManager, lane, jobs):
@@ -220,6 +218,8 @@ def _in_write(conn):
 @patch
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
+    if listening():
+        for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
     if self.worker:
         w = self._serve()
         if any(o.ready==DUE for o in jobs): lane.news = True; w.kick(lane)
@@ -492,12 +492,12 @@ class Lifespan:
 
     async def _run(self, app):
         m = self.manager
-        if m.worker: await asyncio.to_thread(m._serve)
-        try:
-            with _on_signals(_begin_drain):
-                async with _entered(self.inner, app) as state: yield state
-        finally:
-            if _w._worker: await asyncio.to_thread(_w._worker.stop, m.drain_s)
+        async with _entered(self.inner, app) as state:     # what the app opens is there as long as jobs may run
+            if m.worker: await asyncio.to_thread(m._serve)
+            try:
+                with _on_signals(_begin_drain): yield state
+            finally:
+                if _w._worker: await asyncio.to_thread(_w._worker.stop, m.drain_s)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #1ea1664b
 class _Running:

@@ -2,8 +2,8 @@
 import asyncio, contextvars, functools, json, threading, time
 
 import pytest, work
-from fh_saas.utils_bgtsk import StoreBusy
-from util import Server, all_done, done, process, said, until
+from fh_saas.utils_bgtsk import JobTask, StoreBusy
+from util import all_done, done, process, said, until
 
 var = contextvars.ContextVar('var', default='unset')
 async def aadd(a, b=1): await asyncio.sleep(0); return a+b
@@ -93,6 +93,25 @@ def test_contextvars_do_not_leak(t):
     assert {j.result for j in m.list_jobs('v', 'completed')}=={'"unset"'}
     id,bg = m.submit('v', sync); bg.func(*bg.args, **bg.kwargs)
     assert m.get_job(id).result=='"unset"' and var.get()=='mine'
+
+def test_await_outlasts_a_claim_given_back(t):
+    "Section 5: the BackgroundTask awaits the end of the attempt; a claim that was given back unbegun is no end"
+    gate = threading.Event()
+    def sometimes(hold=False):
+        if hold: gate.wait(10)
+    m = t.mgr(threads=1, wait_s=None)
+    m.submit_many('warm', sometimes, [{}]*100)
+    all_done(m, 100)
+    async def main():
+        ids = m.submit_many('s', sometimes, [dict(hold=True), {}])      # claimed together, for the task has been quick so far
+        w = asyncio.create_task(JobTask(m, ids[1])())
+        end = time.monotonic()+1
+        while (m.get_job(ids[1]).status,m.get_job(ids[1]).fence)!=('pending',1) and time.monotonic()<end: await asyncio.sleep(.005)
+        await asyncio.sleep(.02)
+        early = w.done()
+        gate.set(); await w
+        return early,m.get_job(ids[1]).status
+    assert asyncio.run(main())==(False,'completed')
 
 # --- cancellation
 

@@ -2,7 +2,7 @@
 import signal, socket, time
 
 import pytest, work
-from util import Server, done, end, process, run_py, said, until
+from util import PRE, Server, done, end, process, run_py, said, until
 
 WORK = "m = mgr(tasks=[quick,gated,agated,fails,bomb,nap]); out('up'); m.run()"
 
@@ -135,3 +135,53 @@ os.kill(os.getpid(), 9)'''
     assert m.list_jobs()==[] and not m.db.q('select * from note')
     run_py(t, code, 'after', rc=-9)
     assert len(m.list_jobs(status='pending'))==1 and len(m.db.q('select * from note'))==1
+
+# --- the power cut
+
+SYNCS = '''
+import apsw, sys, threading, time
+syncs = []      # when a log was told to reach the disk
+class File(apsw.VFSFile):
+    def __init__(self, name, flags):
+        self.log = str(name.filename() if hasattr(name, 'filename') else name).endswith('-wal')
+        super().__init__('unix', name, flags)
+    def xSync(self, flags):
+        super().xSync(flags)
+        if self.log: syncs.append(time.monotonic())
+class Count(apsw.VFS):
+    def __init__(self): super().__init__('count', 'unix', makedefault=True)
+    def xOpen(self, name, flags): return File(name, flags)
+count = Count()
+def synced(f):
+    "Whether a log was flushed while `f()` ran"
+    t = time.monotonic(); v = f()
+    return any(o>=t for o in list(syncs)), v
+'''
+
+def test_what_is_reported_has_reached_the_disk(t):
+    "P1: submit, transaction() and a reported end are flushed to the disk before they return, also among claims that are not"
+    o = run_py(t, '''
+def add(a): return a
+def wait(id):
+    while m.get_job(id).status!='completed': time.sleep(.001)
+m = mgr(handoff=0, wait_s=None)
+assert syncs
+ids = []
+for i in range(60):      # the worker claims and acks all the while
+    ok,(id,_) = synced(lambda: m.submit('a', add, a=i)); assert ok, f'submit {i}'
+    ids.append(id)
+for o in ids: wait(o)
+for i in range(30):
+    def tx():
+        with m.transaction() as db: m.submit('a', add, a=i)
+    assert synced(tx)[0], f'transaction {i}'
+    assert synced(lambda: m.submit_many('a', add, [dict(a=1)]*3))[0], f'submit_many {i}'
+m2 = mgr(handoff=30, wait_s=None)
+while m.list_jobs(status='pending', limit=1) or m.list_jobs(status='running', limit=1): time.sleep(.002)
+for i in range(30):
+    id,bg = m2.submit('a', add, a=i)
+    ok,_ = synced(lambda: asyncio.run(bg())); assert ok and m.get_job(id).status=='completed', f'end {i}'
+    id,bg = m2.submit('a', add, a=i)
+    ok,_ = synced(lambda: bg.func(*bg.args)); assert ok, f'end by hand {i}'
+out('ok', len(syncs))''', pre=SYNCS+PRE)
+    assert 'ok' in o

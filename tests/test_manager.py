@@ -1,15 +1,14 @@
 "The manager in one process: retry times, transactions, arguments, what the BackgroundTask does, and what it costs to have"
 import asyncio, gc, inspect, json, os, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import psutil, pytest, typed, work
 from fastlite import database
-from fh_saas import utils_bgtsk
 from fh_saas.ids import from_iso
 from hypothesis import HealthCheck, given, settings, strategies as st
-from fh_saas.utils_bgtsk import BackgroundTaskManager, StoreBusy, StoreError, TenantJob
+from fh_saas.utils_bgtsk import BackgroundTaskManager, StoreBusy, TenantJob
 from starlette.background import BackgroundTask
 from util import Tenant, all_done, done, env, process, run_py, until
 

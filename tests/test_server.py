@@ -1,9 +1,9 @@
 "A real uvicorn server and a real client: DESIGN section 5 and promises P1, P7 from outside"
-import json, os, signal, socket, statistics, time
+import json, signal, socket, statistics, time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from util import Server, Tenant, done, until
+from util import Server, Tenant, apps, done, until
 
 @pytest.fixture(scope='module')
 def shared(tmp_path_factory):
@@ -177,7 +177,7 @@ def test_sigterm_gives_back_what_runs_too_long(tmp_path, task):
 def test_sigterm_without_lifespan(tmp_path, args, mode):
     "Section 5: without a lifespan a job cut short is charged one attempt at most, and the restarted server ends it"
     t = Tenant(tmp_path)
-    if args: from util import apps; args = [str(apps/args[0])]
+    if args: args = [str(apps/args[0])]
     with Server(t, args=args, FH_MODE=mode, FH_OPTS='{"drain_s":0.3,"wait_s":0.5}') as s:
         id = s.job('/ft')
         until(lambda: t.log('start'))

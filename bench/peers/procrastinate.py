@@ -12,7 +12,7 @@ class Peer(OnPostgres):
         self.task = self.app.configure_task('noop')
     def submit(self, i): self.task.defer(arg={'i':i})
     def submit_many(self, n): self.task.batch_defer(*({'arg':{'i':i}} for i in range(n)))
-    def argv(self): return [sys.executable, '-m', 'procrastinate', '--app', 'bench.peers.procrastinate.app', 'worker', '-c', '10']
+    def argv(self): return [sys.executable, '-m', 'procrastinate', '--log-level', 'error', '--app', 'bench.peers.procrastinate.app', 'worker', '-c', '10']
     def busy(self): return sum(o['succeeded'] for o in self.app.job_manager.list_queues())<self.n
     def close(self): self.app.close()
 

@@ -2,7 +2,7 @@
 import os
 from contextlib import asynccontextmanager
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 from fastlite import database
 from fh_saas.utils_bgtsk import BackgroundTaskManager

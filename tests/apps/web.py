@@ -1,7 +1,7 @@
 "A FastHTML app with a route for each way to return a task; environment variables say how it is put together"
-import asyncio, json, os, sys, time
+import asyncio, json, os
 from contextlib import asynccontextmanager
-from fasthtml.common import JSONResponse, P, RedirectResponse, Response, fast_app, serve
+from fasthtml.common import HttpHeader, JSONResponse, P, RedirectResponse, fast_app
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from fastlite import database
@@ -39,7 +39,7 @@ lifespan = manager.lifespan(own) if 'composed' in mode else manager.lifespan if 
 app,rt = fast_app(default_hdrs=False, secret_key='test', lifespan=lifespan,
                   middleware=[Middleware(Sent), *([Middleware(Base)] if 'base' in mode else [])])
 
-def head(job_id): from fasthtml.common import HttpHeader; return HttpHeader('x-job', job_id)
+def head(job_id): return HttpHeader('x-job', job_id)
 
 def sub(task='gated', name='', **kw): return mgr().submit('web', getattr(work, task), folder=folder, name=name, **kw)
 
