@@ -77,6 +77,8 @@ def check(self:Task,
 ):
     "Raise `TypeError` if the function cannot be called with `kwargs`"
     if self._sig is None or (names := tuple(kwargs)) in self._fit: return
+    if inspect.isgeneratorfunction(self.func) or inspect.isasyncgenfunction(self.func):
+        raise TypeError(f'{self.name} is a generator function: calling it would run nothing of it')
     named,rest,positional = self._sig
     if positional: raise TypeError(f'{self.name} takes {positional[0]!r} by position only; a task is called by name')
     if not rest and (bad := [k for k in kwargs if k not in named]): raise TypeError(f'{self.name} has no parameter {bad[0]!r}')

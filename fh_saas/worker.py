@@ -40,9 +40,9 @@ class Worker:
         self.beat = time.monotonic()              # when the dispatcher last came round
     def __repr__(self): return f'Worker(threads={self.threads}, lanes={len(self.lanes)}, running={len(self.running)})'
 
-    threads    = property(lambda self: self.ready.threads)
-    async_jobs = property(lambda self: self.pool.width)
-    running    = property(lambda self: self.at_work|self.pool.running)
+    threads    = property(lambda self: self.ready.threads, doc='Sync tasks that run at the same time')
+    async_jobs = property(lambda self: self.pool.width, doc='Async tasks that run at the same time')
+    running    = property(lambda self: self.at_work|self.pool.running, doc='Attempts that execute')
 
 # %% ../nbs/15_worker.ipynb #d59b7307
 @patch

@@ -103,14 +103,14 @@ def test_await_outlasts_a_claim_given_back(t):
     m.submit_many('warm', sometimes, [{}]*100)
     all_done(m, 100)
     async def main():
-        ids = m.submit_many('s', sometimes, [dict(hold=True), {}])      # claimed together, for the task has been quick so far
-        w = asyncio.create_task(JobTask(m, ids[1])())
+        ids = m.submit_many('s', sometimes, [dict(hold=True), dict(hold=True), {}])   # claimed together, for the task was quick so far
+        w = asyncio.create_task(JobTask(m, ids[2])())
         end = time.monotonic()+1
-        while (m.get_job(ids[1]).status,m.get_job(ids[1]).fence)!=('pending',1) and time.monotonic()<end: await asyncio.sleep(.005)
+        while (m.get_job(ids[2]).status,m.get_job(ids[2]).fence)!=('pending',1) and time.monotonic()<end: await asyncio.sleep(.005)
         await asyncio.sleep(.02)
         early = w.done()
         gate.set(); await w
-        return early,m.get_job(ids[1]).status
+        return early,m.get_job(ids[2]).status
     assert asyncio.run(main())==(False,'completed')
 
 # --- cancellation
