@@ -40,9 +40,18 @@ class Worker:
         self.beat = time.monotonic()              # when the dispatcher last came round
     def __repr__(self): return f'Worker(threads={self.threads}, lanes={len(self.lanes)}, running={len(self.running)})'
 
-    threads    = property(lambda self: self.ready.threads, doc='Sync tasks that run at the same time')
-    async_jobs = property(lambda self: self.pool.width, doc='Async tasks that run at the same time')
-    running    = property(lambda self: self.at_work|self.pool.running, doc='Attempts that execute')
+    @property
+    def threads(self):
+        "Sync tasks that run at the same time"
+        return self.ready.threads
+    @property
+    def async_jobs(self):
+        "Async tasks that run at the same time"
+        return self.pool.width
+    @property
+    def running(self):
+        "Attempts that execute"
+        return self.at_work|self.pool.running
 
 # %% ../nbs/15_worker.ipynb #d59b7307
 @patch
