@@ -14,7 +14,9 @@ class Workers:
         self.ps = [subprocess.Popen(self.s.argv(), stdout=log, stderr=log, env=env, start_new_session=True) for _ in range(self.n)]
         return self
     def __exit__(self, *_):
-        for p in self.ps: os.killpg(p.pid, signal.SIGKILL); p.wait()
+        for p in self.ps:
+            if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+            p.wait()
 
 def until(f, limit_s=150, every_s=.005, ps=()):
     end = time.monotonic()+limit_s

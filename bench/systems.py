@@ -37,7 +37,7 @@ class FhSaas(System):
     task = staticmethod(noop)
     def submit(self, i): self.ids.append(self.m.submit('noop', self.task, arg={'i':i})[0])
     def submit_many(self, n): self.ids += self.m.submit_many('noop', self.task, [{'arg':{'i':i}} for i in range(n)])
-    def argv(self): return [sys.executable, '-m', 'fh_saas.cli', 'worker', 'bench.app:manager']
+    def argv(self): return [sys.executable, '-c', 'from fh_saas.cli import main; main()', 'worker', 'bench.app:manager']   # the command `fh_saas`
     def busy(self): return bool(self.m.list_jobs(status='pending', limit=1) or self.m.list_jobs(status='running', limit=1))
     def check(self, n):
         for i in range(0, n, max(1, n//200)):

@@ -24,7 +24,8 @@ class Presence:
         folder:str|Path, # Where the databases lie; `.fh_saas` is made in it
     ):
         self.dir,self.owner = Path(folder)/'.fh_saas',secrets.token_hex(6)
-        self.dir.mkdir(exist_ok=True)
+        self.bells = self.dir/'bells'
+        self.bells.mkdir(parents=True, exist_ok=True)
         self._free,self._sock,self._lock,self._warned = deque(range(_NSLOTS)),None,threading.Lock(),False
         self._open_run()
         self._open_bell()
@@ -119,11 +120,11 @@ def _addr(dir_fd, path):
 @patch
 def _open_bell(self:Presence):
     "Bind the socket on which others ring; none on systems without Unix sockets"
-    self._dirfd = os.open(self.dir, os.O_RDONLY|os.O_CLOEXEC) if hasattr(os, 'O_CLOEXEC') else None
+    self._dirfd = os.open(self.bells, os.O_RDONLY|os.O_CLOEXEC) if hasattr(os, 'O_CLOEXEC') else None
     try:
         self._sock = s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         s.setblocking(False)
-        s.bind(_addr(self._dirfd, self.dir/f'{self.owner}.bell'))
+        s.bind(_addr(self._dirfd, self.bells/self.owner))
     except (AttributeError, OSError) as e:
         log.info('no doorbell in %s (%s): other processes find new work by looking once a second', self.dir, e)
         if self._sock: self._sock.close()
@@ -136,10 +137,10 @@ def ring(self:Presence,
     "Wake the other processes of this folder. Never raises, never waits"
     if not self._sock: return
     msg = name.encode()
-    for o in os.listdir(self.dir):
-        if not o.endswith('.bell') or o.startswith(self.owner): continue
-        try: self._sock.sendto(msg, _addr(self._dirfd, self.dir/o))
-        except ConnectionRefusedError: _unlink(self.dir/o)    # its process is gone
+    for o in os.listdir(self.bells):
+        if o==self.owner: continue
+        try: self._sock.sendto(msg, _addr(self._dirfd, self.bells/o))
+        except ConnectionRefusedError: _unlink(self.bells/o)    # its process is gone
         except OSError: pass                                  # its buffer is full, so it is awake; or it has just left
 
 @patch
@@ -161,7 +162,7 @@ def close(self:Presence):
     "Leave the folder. Nothing of this process may be claimed any more"
     with self._lock:
         if self._fd is None: return
-        for suffix in ('run','bell'): _unlink(self.dir/f'{self.owner}.{suffix}')
+        for o in (self.path, self.bells/self.owner): _unlink(o)
         self._drop()
 
 @patch
@@ -184,7 +185,7 @@ def tidy(self:Presence,
         try: old = now-f.stat().st_mtime > keep_s
         except OSError: continue
         if old and self.alive(o) is False:
-            for suffix in ('run','bell'): _unlink(self.dir/f'{o}.{suffix}')
+            for p in (f, self.bells/o): _unlink(p)
 
 # %% ../nbs/07_presence.ipynb #ed92fe56
 _folders,_folders_lock = {},threading.Lock()   # one presence per folder and process

@@ -68,6 +68,7 @@ def processed(nbs, dest):
 def readme(check=False):
     "Write README.md, or with `check` exit with 1 if it is not in step"
     with TemporaryDirectory() as tmp: _,md = processed([cfg.readme_nb], tmp)[cfg.readme_nb]
+    md = md.replace('](images/', f']({cfg.nbs_path.name}/images/')     # README.md lies one folder up
     f = cfg.config_path/'README.md'
     if not check: f.write_text(md, encoding='utf-8')
     elif not f.exists() or f.read_text(encoding='utf-8')!=md: sys.exit(f'README.md is not in step with {cfg.readme_nb}: python tools/docs.py readme')
