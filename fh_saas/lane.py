@@ -245,10 +245,6 @@ def forget(self:Lane,
 # %% ../nbs/11_lane.ipynb #807ee4d5
 _lanes,_lanes_lock = {},threading.Lock()   # by real path; `:memory:` by connection
 
-def _inode(path):
-    try: st = os.stat(path); return st.st_dev,st.st_ino
-    except OSError: return None
-
 def open_lane(
     path:str, # The database file; empty for `:memory:`
     conn=None, # The app's connection, used for `:memory:` only
@@ -260,20 +256,14 @@ def open_lane(
     key = os.path.realpath(path) if path else id(conn)
     with _lanes_lock:
         lane = _lanes.get(key)
-        if lane and not lane.closed and (not path or lane.inode==_inode(key)): return lane
+        if lane and not lane.closed and (not path or not lane.store.moved()): return lane
         store = SqliteStore(key if path else '', conn, wait_s)
         try: here = presence(os.path.dirname(key)) if path else None
         except OSError as e: raise StoreError(f'{key}: its folder cannot be written to, which SQLite needs as well ({e})') from e
         if lane: lane.closed = True
         _lanes[key] = lane = Lane(store, here, known, clock)
-        lane.inode,lane.key = _inode(key) if path else None,key
+        lane.key = key
         return lane
-
-# %% ../nbs/11_lane.ipynb #bae173af
-@patch
-def moved(self:Lane)->bool:
-    "Whether another file, or none, has taken the lane's path"
-    return bool(self.store.path!=':memory:' and self.inode!=_inode(self.key))
 
 # %% ../nbs/11_lane.ipynb #72349390
 @patch

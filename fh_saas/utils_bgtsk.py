@@ -21,7 +21,7 @@ from .executor import call, settle
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
-from .store.base import DUE, HANDED, STATUSES, NewJob, StoreBusy, StoreError
+from .store.base import DUE, HANDED, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .tasks import Known, check_tries, register, task
 from .telemetry import emit, listening
 
@@ -123,7 +123,11 @@ def _lane(self:BackgroundTaskManager):
 def _live(self:BackgroundTaskManager):
     "The lane, after a look at whether its file is still in its place. Raises `StoreError` if it is gone"
     lane = self._lane
-    if not lane.moved(): return lane
+    return self._again(lane) if lane.store.moved() else lane
+
+@patch
+def _again(self:BackgroundTaskManager, lane):
+    "The lane of the file that lies there now"
     lane.close()
     if not os.path.exists(lane.key): raise StoreError(f'{lane.key} was deleted; make a new Database and a manager on it')
     return self._lane
@@ -167,7 +171,7 @@ def submit(self, /,
 @patch
 def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False):
     "A checked row"
-    lane = self._live()
+    lane = self._lane
     if not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
     if not job_type.strip(): raise ValueError('job_type must not be empty')
     if not callable(func): raise TypeError(f'task_func must be callable, not {func!r}')
@@ -203,7 +207,11 @@ def _save(self:BackgroundTaskManager, jobs):
 @patch
 def _commit(self:BackgroundTaskManager, lane, jobs):
     mine = _in_write(self.db.conn)
-    try: ring = lane.store.insert(jobs, min(self.busy_s, .25) if mine or asyncio._get_running_loop() else self.busy_s)
+    wait_s = min(self.busy_s, .25) if mine or asyncio._get_running_loop() else self.busy_s
+    try: ring = lane.store.insert(jobs, wait_s)
+    except StoreMoved:
+        lane = self._again(lane)
+        ring = lane.store.insert(jobs, wait_s)
     except StoreBusy as e:
         if mine: raise StoreBusy(f'{e}: this Database has a write transaction open, and a job of its own commit cannot be added; '
                                  'use `with manager.transaction() as db:` to commit rows and jobs together') from e

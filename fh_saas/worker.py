@@ -340,7 +340,7 @@ def _sweep(self:Worker, beat):
 @patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    if lane.moved():
+    if lane.store.moved():
         log.error('%s was deleted or replaced while in use; what was under way there is lost', lane.name)
         return lane.close()
     rescue(lane)

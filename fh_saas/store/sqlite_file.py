@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'ADDED', 'VERSION', 'SCHEMA', 'CHECKPOINT', 'CHECKPOINT_MU
 import apsw, os, random, threading, time
 from contextlib import contextmanager
 from fastcore.basics import patch
-from .base import StoreBusy, StoreError
+from .base import StoreBusy, StoreError, StoreMoved
 from typing import Callable
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #cb5955db
@@ -115,6 +115,10 @@ def use(self:_Conn, wait_s=5.):
 # %% ../../nbs/store/01_sqlite_file.ipynb #2f14e333
 _graveyard = []   # connections of the parent, kept in a forked child so that nothing closes them there
 
+def _inode(path):
+    try: st = os.stat(path); return st.st_dev,st.st_ino
+    except OSError: return None
+
 class SqliteFile:
     "A tenant's database file: a connection that writes, one that reads, and the table at its newest version"
     def __init__(self,
@@ -126,7 +130,7 @@ class SqliteFile:
         self._queue,self._qlock,self._leading,self._last = [],threading.Lock(),False,1
         self._writer = _Conn(self.path, conn if self.memory else None)
         with self._writer.use(wait_s) as c: self._prepare(c)
-        self.wal_pages = 0
+        self.wal_pages,self.inode = 0,None if self.memory else _inode(self.path)
         if not self.memory: self._writer.conn.set_wal_hook(self._grown)
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #90f6e1de
@@ -166,6 +170,11 @@ def writing(self:SqliteFile,
         except BaseException: _rollback(c); raise
         finally:
             if not durable: c.execute('pragma synchronous=full')
+
+@patch
+def moved(self:SqliteFile)->bool:
+    "Whether another file, or none, has taken the path: what is written through these connections is then lost"
+    return self.inode!=(None if self.memory else _inode(self.path))
 
 @patch
 def waiting(self:SqliteFile)->bool:
@@ -225,7 +234,7 @@ def commit(self:SqliteFile,
     except apsw.Error as e: raise store_error(e, self.path) from e
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #6b404c47
-CHECKPOINT,CHECKPOINT_MUST = 2000,8000   # pages in the log at which the sweep copies them, and at which a commit does
+CHECKPOINT,CHECKPOINT_MUST = 600,1500   # pages in the log at which the sweep copies them, and at which a commit does
 
 @patch
 def _grown(self:SqliteFile, conn, name, pages):
@@ -304,6 +313,7 @@ def _lead(self:SqliteFile, op, left_s):
     ops = [op]
     self._gather()
     try:
+        if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
         if len(op.rows)==1 and not self._queue and not self.memory: self._alone(op, left_s)
         else:
             with self.writing(left_s) as c:
