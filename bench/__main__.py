@@ -1,8 +1,8 @@
 "`python -m bench`: fh_saas, the limits of this machine and every peer that is installed, all in one run"
-import argparse, importlib, json, os, pkgutil, statistics as st, subprocess, sys, time
+import argparse, importlib, json, pkgutil, subprocess, sys
 from bench import measures, peers, systems
 from bench.check import check
-from bench.report import picture, table
+from bench.report import machine, picture, table
 
 def found():
     "Every system by name, fh_saas first"
@@ -45,19 +45,25 @@ def main():
     p.add_argument('--json', metavar='FILE', help='write the figures of every round')
     p.add_argument('--check', action='store_true', help='print each budget with its figure; exit status 1 if one is short')
     p.add_argument('--picture', metavar='FILE', help='draw the drain rates (needs matplotlib)')
+    p.add_argument('--read', metavar='FILE', help='measure nothing: take the figures that an earlier run wrote with --json')
     p.add_argument('--one', nargs=2, help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.one: return print(json.dumps(one(*a.one)))
+    if a.read:
+        with open(a.read) as f: d = json.load(f)
+        print(d['table'])
+        if a.picture: picture(d['figures'], a.picture, d['machine'])
+        return
     there = found()
     absent = {k:why for k,o in there.items() if (why := o.missing())}
     names = ['raw', *(k for k in there if k not in absent and (a.only is None or k in a.only or k=='fh_saas'))]
     say = lambda s: print(f'\r{s:<70}', end='', file=sys.stderr, flush=True) if sys.stderr.isatty() else None
     figs,errors = rounds(a.rounds, names, say)
     say('')
-    print(table(figs, there, {k:v for k,v in absent.items() if a.only is None or k in a.only}, errors))
+    print(t := table(figs, there, {k:v for k,v in absent.items() if a.only is None or k in a.only}, errors), flush=True)
     if a.json:
-        with open(a.json, 'w') as f: json.dump(dict(date=time.strftime('%Y-%m-%d'), figures=figs, absent=absent, errors=errors), f, indent=1)
-    if a.picture: picture(figs, a.picture)
+        with open(a.json, 'w') as f: json.dump(dict(machine=machine(), table=t, figures=figs, absent=absent, errors=errors), f, indent=1)
+    if a.picture: picture(figs, a.picture, machine())
     if a.check: sys.exit(check(figs))
 
 if __name__=='__main__': main()

@@ -31,7 +31,7 @@ def table(figs, there, absent, errors):
     out += ['', *(f'- {o}: {there[o].about}' for o in rows if o in there)]
     return '\n'.join(out+[f'- failed: {k}: {v}' for k,v in errors.items()])
 
-def picture(figs, path):
+def picture(figs, path, where):
     "A bar for each system, on a logarithmic scale"
     import matplotlib; matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -40,5 +40,5 @@ def picture(figs, path):
     bars = ax.barh([k for _,k in rates], [v for v,_ in rates], color=['#1b7f5c' if k=='fh_saas' else '#9aa5b1' for _,k in rates])
     ax.bar_label(bars, [f'{v:,.0f}' for v,_ in rates], padding=4, fontsize=9)
     ax.set_xscale('log'); ax.set_xlabel('no-op jobs each second, durable, results kept'); ax.spines[['top','right']].set_visible(False)
-    ax.set_title(machine(), fontsize=8, loc='left', color='#555'); ax.margins(x=.18)
+    ax.set_title(where, fontsize=8, loc='left', color='#555'); ax.margins(x=.18)
     fig.tight_layout(); fig.savefig(path)

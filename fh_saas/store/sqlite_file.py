@@ -310,7 +310,7 @@ def _withdraw(self:SqliteFile, op):
 @patch
 def _lead(self:SqliteFile, op, left_s):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"
-    ops = [op]
+    ops,stop = [op],None
     self._gather()
     try:
         if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
@@ -322,7 +322,9 @@ def _lead(self:SqliteFile, op, left_s):
     except BaseException as e:
         if len(ops)>1: self._each(ops, left_s)
         else: op.error = e
+        if not isinstance(e, Exception): stop = e      # Ctrl-C is for this thread, whatever became of the rows
     self._pass_on(ops)
+    if stop: raise stop
 
 @patch
 def _gather(self:SqliteFile, wait_s=.0003):
