@@ -12,6 +12,7 @@ from contextvars import Context
 from fastcore.basics import patch
 from .executor import INTERRUPTED, acall, failed
 from .lane import Attempt
+from .telemetry import log
 from typing import Callable
 
 # %% ../nbs/14_async_pool.ipynb #13f1fd9b
@@ -22,7 +23,7 @@ class AsyncPool:
         ended:Callable, # Called with each lane in which attempts have ended, from the loop's thread
     ):
         self.width,self.ended,self.loop,self._lock = width,ended,None,threading.Lock()
-        self.waiting,self.running,self._lanes = deque(),set(),set()
+        self.waiting,self.running,self._lanes,self.stopped = deque(),set(),set(),False
     def __len__(self): return len(self.waiting)+len(self.running)
 
 # %% ../nbs/14_async_pool.ipynb #9b67085b
@@ -46,7 +47,9 @@ def _soon(self:AsyncPool, f):
 @patch
 def _run(self:AsyncPool):
     asyncio.set_event_loop(self.loop)
-    self.loop.run_forever()
+    while not self.stopped:          # a task may stop the loop, or call `sys.exit()` in a child task; the others go on
+        try: self.loop.run_forever()
+        except BaseException: log.exception('a task broke off the loop of async tasks, which goes on')
 
 # %% ../nbs/14_async_pool.ipynb #d1f65412
 @patch
@@ -85,4 +88,5 @@ def cancel(self:AsyncPool,
 @patch
 def stop(self:AsyncPool):
     "End the loop's thread"
+    self.stopped = True
     if self.loop: self._soon(self.loop.stop)

@@ -95,18 +95,19 @@ def turn(self:Lane,
             refused = self.store.ack([a for a,_ in acks])
             self._return(back, aside)
             claims = self._claim(handed, limit, only)
-        if self._later_changed(acks): self._look_ahead()
     except BaseException as e:
         for q,old in zip(queues, taken): q.extendleft(reversed(old))
-        if not isinstance(e, StoreError): raise
+        if not isinstance(e, Exception): raise
         self._sick(e)
         return []
     self.pauses = 0
-    if aside: self.tell()
     self._ended(acks, refused)
     for c in back: self._let_go(c, told=self.closing)
     for c in aside: self._let_go(c)
-    return self._begin(claims)
+    out = self._begin(claims)
+    if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
+    if aside: self.tell()
+    return out
 
 # %% ../nbs/11_lane.ipynb #36d86e9b
 @patch
@@ -128,9 +129,10 @@ def _claim(self:Lane, handed, limit, only):
 def _claimable(self:Lane, limit):
     "Whether anything could be claimed; only reads"
     try:
+        if self.due_at is not None and self.due_at<=self.clock() and not (self.closing or self.writes_only): return True
         if limit>0 and not self.closing and not self.writes_only and (self.parked or self.store.due(self.now())): return True
         self._look_ahead()
-    except StoreError as e: self._sick(e)
+    except Exception as e: self._sick(e)
     return False
 
 @patch
@@ -140,7 +142,9 @@ def _later_changed(self:Lane, acks):
 
 @patch
 def _look_ahead(self:Lane):
-    at = self.store.next_due()
+    self.due_at = None
+    try: at = self.store.next_due()
+    except StoreError: return                            # the sweep looks again
     self.due_at = from_iso(at) if at else float('inf')
 
 @patch
@@ -283,6 +287,16 @@ def _after_fork():
     _lanes_lock = threading.Lock()
     for o in _lanes.values(): o.store.abandon(); o.closed = True
     _lanes.clear()
+    _forking.clear()
     generation[0] += 1
 
-if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
+def _before_fork():
+    "Let what SQLite is doing come to its end: its locks of the process would stay locked in the child"
+    conns = [c for o in list(_lanes.values()) for c in (o.store._writer, o.store._reader) if c]
+    _forking.append([c for c in conns if c.lock.acquire(timeout=.5)])
+
+def _forked():
+    for c in _forking.pop(): c.lock.release()
+
+_forking = []
+if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_before_fork, after_in_parent=_forked, after_in_child=_after_fork)

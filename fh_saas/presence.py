@@ -137,7 +137,9 @@ def ring(self:Presence,
     "Wake the other processes of this folder. Never raises, never waits"
     if not self._sock: return
     msg = name.encode()
-    for o in os.listdir(self.bells):
+    try: names = os.listdir(self.bells)
+    except OSError: return                                # somebody cleared the folder; workers look by themselves
+    for o in names:
         if o==self.owner: continue
         try: self._sock.sendto(msg, _addr(self._dirfd, self.bells/o))
         except ConnectionRefusedError: _unlink(self.bells/o)    # its process is gone

@@ -19,7 +19,7 @@ def each_s(
     lane:Lane, # Whose jobs
 )->float: # Seconds of work that one of its jobs counts for; its slowest task of late decides
     "What a job of this lane costs, divided by its weight"
-    return max(max(lane.means.values(), default=GUESS_S), COST_S)/lane.weight
+    return max(max(list(lane.means.values()), default=GUESS_S), COST_S)/lane.weight
 
 class Line:
     "The hungry lanes, the one that had least work first"
@@ -66,9 +66,9 @@ def charge(self:Line,
     lane:Lane, # Has claimed
     got:list, # `Attempt`s that it was given
 ):
-    "Count what the lane was given, if there was anyone to share with"
+    "Count what the lane was given, if there was anyone to share with. An async task waits most of its time and costs others nothing"
     if len(self)>1:
-        for a in got: lane.vtime += max(lane.means.get(a.task.name, GUESS_S), COST_S)/lane.weight
+        for a in got: lane.vtime += (COST_S if a.task.is_async else max(lane.means.get(a.task.name, GUESS_S), COST_S))/lane.weight
 
 @patch
 def first(self:Line)->Lane: # None if no lane is hungry

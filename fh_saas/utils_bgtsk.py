@@ -330,6 +330,7 @@ def _attempt(self:BackgroundTaskManager, lane, a):
         out = call(a.task, a.claim)
         lane.end(a, out, _clock.monotonic()-began)
         with lane.turning: lane.turn(0)
+        if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
     finally: lane.byhand.discard(a)
     if lane.acks:                                      # not written yet: keep trying, whether or not this process runs jobs
         lane.writes_only = lane.server is None and not self.worker

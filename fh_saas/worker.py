@@ -14,7 +14,6 @@ from .executor import call
 from .lane import Lane
 from .maintenance import heartbeat, release_lost, rescue
 from .shares import Line, Ready
-from .store.base import StoreError
 from .telemetry import log
 from queue import SimpleQueue
 
@@ -151,10 +150,9 @@ def _run(self:Worker, a, at=None):
     self.at_work.add(a)
     a.lane.start(a, at)
     t = time.monotonic()
-    out = call(a.task, a.claim)
-    took = time.monotonic()-t
-    self.at_work.discard(a)
-    return a.lane.end(a, out, took)
+    try: out = call(a.task, a.claim)
+    finally: self.at_work.discard(a)
+    return a.lane.end(a, out, time.monotonic()-t)
 
 # %% ../nbs/15_worker.ipynb #55411005
 @patch
@@ -221,21 +219,26 @@ def _spell(self:Worker, lane):
 # %% ../nbs/15_worker.ipynb #5bf852d6
 @patch
 def _room(self:Worker, lane):
+    "(how many to claim now, JSON list of the only task names to look for or None); a lane without room holds up no other"
+    n,only = self._own_room(lane)
+    if not n: lane.hungry = False
+    return (min(n, self.line.share(lane, BATCH)) if n else 0),only
+
+@patch
+def _own_room(self:Worker, lane):
     "(how many to claim, JSON list of the only task names to look for or None)"
     if self.stopping or not lane.known.ready(): return 0,None
     most = BATCH if lane.max_running is None else lane.max_running-len(lane.hand)+len(lane.acks)
     if most<=0: lane.hungry = False; return 0,None
-    most = min(most, self.line.share(lane, BATCH))
-    if most<=0: return 0,None
-    slow = max(lane.means.values(), default=None)
+    slow = max(list(lane.means.values()), default=None)
     sync = self.ready.room(lane)
     if slow is not None and sync>0:
         sync = BATCH-len(lane.small) if slow<SHORT_S else max(sync, int(self.threads*AHEAD_S/slow)-len(self.ready))
     wide = self.async_jobs-len(self.pool)
     if slow is not None and slow<SHORT_S: wide = BATCH-len(self.pool.waiting) if len(self.pool.running)<self.async_jobs else 0
     names = {True:[], False:[]}
-    for n in lane.means: names[bool((t := lane.known.resolve(n, '')) and t.is_async)].append(n)
-    if sync>0 and (wide>0 or not names[True]): return min(most, BATCH, max(sync, wide if names[True] and not names[False] else 0)),None
+    for n in list(lane.means): names[bool((t := lane.known.resolve(n, '')) and t.is_async)].append(n)
+    if sync>0 and (wide>0 or not names[True] and not len(self.pool)): return min(most, BATCH, max(sync, wide if names[True] and not names[False] else 0)),None
     only = names[False] if sync>0 else names[True] if wide>0 else []
     return (min(most, BATCH, sync if sync>0 else wide),msgspec.json.encode(only).decode()) if only else (0,None)
 
@@ -268,7 +271,7 @@ def _dispatch(self:Worker):
             self.beat = now = time.monotonic()
             if self.stopping: self._give_back(self.lanes)
             for o in self.lanes:
-                if o.due_at is not None and o.due_at<=o.clock() and now>=o.pause_until: self.kick(o)
+                if self._timed(o) and o.due_at<=o.clock() and now>=o.pause_until: self.kick(o)
                 elif o.pauses and now>=o.pause_until and o.waits(): self.kick(o)
             if self.todo and not self.idle: self._help()
             if self._watching: self._look(now)
@@ -277,11 +280,16 @@ def _dispatch(self:Worker):
             time.sleep(.1)
 
 @patch
+def _timed(self:Worker, o):
+    "Whether the clock can give this lane something to do"
+    return o.due_at is not None and not (self.stopping or o.closing or o.writes_only) and o.known.ready()
+
+@patch
 def _sleep_s(self:Worker):
     "How long nothing will need the dispatcher, in seconds"
     now = time.monotonic()
     if self._watching: return 2*SPELL_S if self.spells else AHEAD_S
-    waits = [max(o.due_at-o.clock(), o.pause_until-now) for o in self.lanes if o.due_at is not None]
+    waits = [max(o.due_at-o.clock(), o.pause_until-now) for o in list(self.lanes) if self._timed(o)]
     return max(0., min([1., *waits]))
 
 # %% ../nbs/15_worker.ipynb #3855a7db
@@ -335,7 +343,7 @@ def _sweep(self:Worker, beat):
             continue
         if lane.pause_until>time.monotonic(): continue
         try: self._care(lane, beat)
-        except StoreError as e: lane._sick(e)
+        except Exception as e: lane._sick(e)      # whatever it is, the others are looked after
 
 @patch
 def _care(self:Worker, lane, beat):

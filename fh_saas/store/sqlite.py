@@ -16,7 +16,7 @@ from operator import attrgetter
 
 # %% ../../nbs/store/02_sqlite.ipynb #219c14ac
 _NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority')
-_INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))})"
+_INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict(id) do nothing"   # a commit that was cut short may be made again
 _new = attrgetter(*_NEW)
 
 class SqliteStore(SqliteFile):

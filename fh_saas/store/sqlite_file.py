@@ -271,9 +271,9 @@ def abandon(self:SqliteFile):
 # %% ../../nbs/store/01_sqlite_file.ipynb #c286ad17
 class _Op:
     "Rows that wait for a commit; `woken` is released when they are done, or when it is for their thread to commit"
-    __slots__ = ('sql','rows','woken','done','error')
+    __slots__ = ('sql','rows','woken','done','error','leads')
     def __init__(self, sql, rows):
-        self.sql,self.rows,self.done,self.error = sql,rows,False,None
+        self.sql,self.rows,self.done,self.error,self.leads = sql,rows,False,None,False
         self.woken = threading.Lock(); self.woken.acquire()
 
 @patch
@@ -287,12 +287,16 @@ def insert_rows(self:SqliteFile,
     end,op = time.monotonic()+wait_s,_Op(sql, rows)
     with self._qlock:
         lead,self._leading = not self._leading,True
+        op.leads = lead
         if not lead: self._queue.append(op)
     try:
         if not lead and not op.woken.acquire(timeout=max(wait_s, 0)) and self._withdraw(op):
             raise StoreBusy(f'{self.path} stayed locked for {wait_s:.2g} s')
-    except KeyboardInterrupt:                # Ctrl-C while waiting: do not leave with the lead
-        if not self._withdraw(op) and not op.done: self._pass_on([op])
+    except StoreBusy: raise
+    except BaseException:                    # a signal's exception while waiting: do not leave with the lead
+        with self._qlock:
+            if op in self._queue: self._queue.remove(op)
+        if op.leads and not op.done: self._pass_on([op])
         raise
     if leads := not op.done: self._lead(op, max(0., end-time.monotonic()))
     if op.error: raise op.error
@@ -311,8 +315,8 @@ def _withdraw(self:SqliteFile, op):
 def _lead(self:SqliteFile, op, left_s):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"
     ops,stop = [op],None
-    self._gather()
     try:
+        self._gather()
         if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
         if len(op.rows)==1 and not self._queue and not self.memory: self._alone(op, left_s)
         else:
@@ -322,8 +326,8 @@ def _lead(self:SqliteFile, op, left_s):
     except BaseException as e:
         if len(ops)>1: self._each(ops, left_s)
         else: op.error = e
-        if not isinstance(e, Exception): stop = e      # Ctrl-C is for this thread, whatever became of the rows
-    self._pass_on(ops)
+        if not isinstance(e, Exception): stop = e      # a signal's exception is for this thread, whatever became of the rows
+    finally: self._pass_on(ops)
     if stop: raise stop
 
 @patch
@@ -348,9 +352,11 @@ def _alone(self:SqliteFile, op, left_s):
 
 @patch
 def _each(self:SqliteFile, ops, left_s):
+    for o in ops: o.error = StoreError(f'{self.path}: the commit was cut short')
     for o in ops:
         try:
             with self.writing(left_s) as c: c.executemany(o.sql, o.rows)
+            o.error = None
         except BaseException as e: o.error = e
 
 @patch
@@ -359,4 +365,4 @@ def _pass_on(self:SqliteFile, ops):
     with self._qlock:
         for o in ops: o.done = True; o.woken.release()
         self._last,self._leading = len(ops),bool(self._queue)
-        if self._queue: self._queue.pop(0).woken.release()
+        if self._queue: op = self._queue.pop(0); op.leads = True; op.woken.release()
