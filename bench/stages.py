@@ -18,7 +18,7 @@ def timed(n=40000, batch=800):
             try: return f(*a, **kw)
             finally: add(key, t)
         setattr(obj, name, g)
-    around(lane.store, 'ack', 'ack: SQL that ends a job')
+    around(lane.store, 'complete', 'ack: SQL that ends a job')
     around(lane.store, 'claim', 'claim: SQL that takes a job')
     around(lane, '_begin', 'claim: its task and its attempt'); around(lane, '_ended', 'ack: tell who waits')
     t0 = t = now(); got = lane.turn(batch); add('turn', t)

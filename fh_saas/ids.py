@@ -18,9 +18,11 @@ def to_iso(
 )->str: # UTC in ISO 8601 with microseconds, always 27 characters
     "The instant `t` as text whose order is the order of time"
     global _last
-    s,us = divmod(int(t*1e6+.5), 1_000_000)
     sec,txt = _last
-    if s!=sec: _last = s,(txt := time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(s)))
+    us = int(t*1e6+.5)-sec
+    if not 0<=us<1_000_000:
+        s,us = divmod(us+sec, 1_000_000)
+        _last = s*1_000_000,(txt := time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(s)))
     return f'{txt}.{us:06d}Z'
 
 # %% ../nbs/05_ids.ipynb #e73292ca

@@ -21,7 +21,7 @@ from typing import Callable
 # %% ../nbs/11_lane.ipynb #23485e00
 class Attempt:
     "A claim with its task, from the claim to the commit of its end"
-    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle')
+    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack')
     def __init__(self,
         claim:Claim, # The job in hand
         task:Task, # What it runs
@@ -29,7 +29,8 @@ class Attempt:
         claimed_at:float, # When it was claimed, seconds of `time.monotonic()`
     ):
         self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
-        self.slot = self.began = self.handle = None
+        self.slot = self.began = self.handle = self.ended = self.result = self.ack = None   # `ack` stays None for a plain success
+        self.took = 0.
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
 
 # %% ../nbs/11_lane.ipynb #2235f210
@@ -92,7 +93,7 @@ def turn(self:Lane,
     taken = acks,back,handed,aside = [_take(o) for o in queues]
     try:
         with self.store.writing(wait_s, durable=bool(acks)):
-            refused = self.store.ack([a for a,_ in acks])
+            refused = self._write(acks)
             self._return(back, aside)
             claims = self._claim(handed, limit, only)
     except BaseException as e:
@@ -111,6 +112,19 @@ def turn(self:Lane,
 
 # %% ../nbs/11_lane.ipynb #36d86e9b
 @patch
+def _write(self:Lane, acks):
+    "Write how attempts ended, and what they used; those whose claim no longer held"
+    if not acks: return ()
+    plain,rest = [a for a in acks if a.ack is None],[a for a in acks if a.ack is not None]
+    refused = [plain[i] for i in self.store.complete([(a.result, a.began, a.ended, *a.claim[:3]) for a in plain])]
+    if rest:
+        lost = {id(o) for o in self.store.ack([a.ack for a in rest])}
+        refused += [a for a in rest if id(a.ack) in lost]
+    used = [a for a in acks if a not in refused] if refused else acks
+    if used: self.store.meter(used[-1].ended[:10], len(used), sum([a.took for a in used]), sum([len(a.claim.payload or '')+len(a.result or '') for a in used]))
+    return refused
+
+@patch
 def _return(self:Lane, back, aside):
     if back: self.store.release(back)
     if aside: self.store.park(aside)
@@ -120,7 +134,7 @@ def _claim(self:Lane, handed, limit, only):
     now,s = self.now(),self.store
     if handed: s.hand(handed, now)
     if self.due_at is None or self.due_at<=self.clock(): s.promote(now)
-    if limit<=0 or self.closing or self.writes_only: return []
+    if limit<=0 or self.closing or self.writes_only or s.is_shut(): return []
     claims = s.claim(self.owner, now, limit, self.lease(), only)
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
     return claims
@@ -138,7 +152,7 @@ def _claimable(self:Lane, limit):
 @patch
 def _later_changed(self:Lane, acks):
     "Whether the time of the next due job must be looked up again"
-    return self.due_at is None or self.due_at<=self.clock() or any(a.status=='pending' for a,_ in acks)
+    return self.due_at is None or self.due_at<=self.clock() or any(a.ack and a.ack.status=='pending' for a in acks)
 
 @patch
 def _look_ahead(self:Lane):
@@ -171,16 +185,19 @@ def _begin(self:Lane, claims):
 @patch
 def _ended(self:Lane, acks, refused):
     "Tell whoever waits, now that the ends are durable"
-    lost = {id(a) for a in refused} if refused else ()
-    for a,at in acks:
-        self._let_go(a.claim)
-        if lost and id(a) in lost:
+    plain = not (refused or self.waiting or self.known.held or listening())
+    for a in acks:
+        c = a.claim
+        if plain and self.hand.get(c.id) is a: del self.hand[c.id]; continue
+        self._let_go(c)
+        if refused and a in refused:
             log.warning('job %s: the end of attempt %d came too late and was refused', a.claim.id, a.claim.fence)
             emit('job.refused', store=self.name, job_id=a.claim.id, attempt=a.claim.fence)
-        else:
-            if a.status!='pending' and self.known.held: self.known.held.pop(a.claim.id, None)
-            if listening(): emit(f'job.{a.status if a.status!="pending" else "retry"}', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type,
-                 attempt=a.claim.fence, run_at=a.run_at, began=a.started_at, ended=a.ended_at)
+            continue
+        status = a.ack.status if a.ack else 'completed'
+        if self.known.held and status!='pending': self.known.held.pop(a.claim.id, None)
+        if listening(): emit(f'job.{status if status!="pending" else "retry"}', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type,
+             attempt=a.claim.fence, run_at=a.ack and a.ack.run_at, began=a.began, ended=a.ended)
 
 @patch
 def _let_go(self:Lane, c, told=True):
@@ -205,10 +222,11 @@ def tell(self:Lane,
 def start(self:Lane,
     a:Attempt, # Claimed by this lane
     at:str=None, # When it begins, as `to_iso` gives it; None for now
+    slot:int=None, # The mark of an attempt that ended in this thread, to be taken over; None for one of its own
 ):
     "Mark that the attempt executes"
     a.began = at or self.now()
-    if self.here: a.slot = self.here.mark(a.claim.id, a.claim.fence)
+    if self.here: a.slot = self.here.mark(a.claim.id, a.claim.fence, slot)
     if listening(): emit('job.started', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type, attempt=a.claim.fence)
 
 @patch
@@ -216,16 +234,19 @@ def end(self:Lane,
     a:Attempt, # Started before
     out:Outcome, # How it went
     took_s:float, # Seconds it took
+    keep:bool=False, # Whether the caller lets another attempt take the mark's slot over, or gives it back
 )->str: # When it ended, as `to_iso` gives it; None if it was interrupted
     "Hand the outcome to the next turn"
-    if self.here: self.here.unmark(a.slot)
+    if self.here: self.here.unmark(a.slot, keep)
     if out.how=='interrupted': return self.back.append(a.claim)
-    m = self.means.get(a.task.name)
-    self.means[a.task.name] = took_s if m is None else .8*m+.2*took_s
-    self.lately.add(a.task.name)
-    ack = settle(a.claim, out, a.began, self.clock())
-    self.acks.append((ack, a))
-    return ack.ended_at
+    name,now,a.took = a.task.name,self.clock(),took_s
+    m = self.means.get(name)
+    self.means[name] = took_s if m is None else .8*m+.2*took_s
+    self.lately.add(name)
+    a.ended,a.result = to_iso(now),out.result
+    if out.how!='returned' or out.error: a.ack = settle(a.claim, out, a.began, now)
+    self.acks.append(a)
+    return a.ended
 
 # %% ../nbs/11_lane.ipynb #d69aa4db
 @patch

@@ -25,6 +25,7 @@ class Presence:
     ):
         self.dir,self.owner = Path(folder)/'.fh_saas',secrets.token_hex(6)
         self.bells = self.dir/'bells'
+        self._bells,self._heard_of = str(self.bells),(None,())
         self.bells.mkdir(parents=True, exist_ok=True)
         self._free,self._sock,self._lock,self._warned = deque(range(_NSLOTS)),None,threading.Lock(),False
         self._open_run()
@@ -65,22 +66,25 @@ def _try_lock(self:Presence, fd, exclusive=False):
 def mark(self:Presence,
     job_id:str, # The job whose attempt begins
     fence:int, # Its fence
-)->int: # The slot, for `unmark`; None where all are taken
+    slot:int=None, # The slot of an attempt that ended in the same thread, to be overwritten; None for a free one
+)->int: # The slot, for `unmark` or the next `mark`; None where all are taken
     "Note that an attempt executes; survives `kill -9`"
     if self._fd is None: return None
-    try: slot = self._free.popleft()
-    except IndexError: return None
+    if slot is None:
+        try: slot = self._free.popleft()
+        except IndexError: return None
     _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode()[:40], fence)
     return slot
 
 @patch
 def unmark(self:Presence,
     slot:int, # What `mark` returned
+    keep:bool=False, # Whether the next `mark` is to take the slot over
 ):
     "Note that the attempt in `slot` ended"
     if slot is None or self._fd is None: return
     self._map[slot*_SLOT.size] = 0
-    self._free.appendleft(slot)
+    if not keep: self._free.appendleft(slot)
 
 # %% ../nbs/07_presence.ipynb #90c8058e
 @patch
@@ -112,10 +116,10 @@ def owners(self:Presence)->list: # Owner ids, this process's among them
     return [o[:-4] for o in os.listdir(self.dir) if o.endswith('.run')]
 
 # %% ../nbs/07_presence.ipynb #8fc333de
-def _addr(dir_fd, path):
-    "A socket address for `path`, short enough for the kernel"
-    s = str(path)
-    return s if len(s.encode())<100 or not os.path.isdir('/proc/self/fd') else f'/proc/self/fd/{dir_fd}/{path.name}'
+def _addr(dir_fd, folder, name):
+    "A socket address for `name` in `folder`, short enough for the kernel"
+    s = f'{folder}/{name}'
+    return s if len(s.encode())<100 or not os.path.isdir('/proc/self/fd') else f'/proc/self/fd/{dir_fd}/{name}'
 
 @patch
 def _open_bell(self:Presence):
@@ -124,7 +128,7 @@ def _open_bell(self:Presence):
     try:
         self._sock = s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         s.setblocking(False)
-        s.bind(_addr(self._dirfd, self.bells/self.owner))
+        s.bind(_addr(self._dirfd, self.bells, self.owner))
     except (AttributeError, OSError) as e:
         log.info('no doorbell in %s (%s): other processes find new work by looking once a second', self.dir, e)
         if self._sock: self._sock.close()
@@ -137,13 +141,21 @@ def ring(self:Presence,
     "Wake the other processes of this folder. Never raises, never waits"
     if not self._sock: return
     msg = name.encode()
-    try: names = os.listdir(self.bells)
-    except OSError: return                                # somebody cleared the folder; workers look by themselves
-    for o in names:
-        if o==self.owner: continue
-        try: self._sock.sendto(msg, _addr(self._dirfd, self.bells/o))
+    for o,addr in self._others():
+        try: self._sock.sendto(msg, addr)
         except ConnectionRefusedError: _unlink(self.bells/o)    # its process is gone
         except OSError: pass                                  # its buffer is full, so it is awake; or it has just left
+
+@patch
+def _others(self:Presence):
+    "Names and addresses of the other bells; the folder is read again once it has changed"
+    try: at = os.stat(self._bells).st_mtime_ns
+    except OSError: return ()                             # somebody cleared the folder; workers look by themselves
+    seen,there = self._heard_of
+    if seen!=at:
+        there = [(o, _addr(self._dirfd, self._bells, o)) for o in os.listdir(self._bells) if o!=self.owner]
+        if time.time_ns()-at>50_000_000: self._heard_of = at,there     # a younger stamp may be that of two changes
+    return there
 
 @patch
 def rung(self:Presence)->set: # Names of databases

@@ -29,10 +29,10 @@ class Worker:
         threads:int=4, # Sync tasks that run at the same time
         async_jobs:int=100, # Async tasks that run at the same time
     ):
-        self.lanes,self.todo,self.line,self.ready,self.pool = [],deque(),Line(),Ready(threads),AsyncPool(async_jobs, self.kick)
+        self.lanes,self.todo,self.line,self.ready,self.pool = [],deque(),Line(),Ready(threads),AsyncPool(async_jobs, self.kick, self._turning)
         self._tickets,self._lock,self._turners = SimpleQueue(),threading.Lock(),deque()
         self.idle = self.nthreads = 0
-        self.at_work,self.spells = set(),{}       # sync attempts that execute; runner thread -> (lane, since when its short task runs)
+        self.at_work,self.spells = set(),{}       # sync attempts that execute; runner thread -> [lane, since when its short task runs, attempt]
         self.stopping = self.stopped = self._watching = False
         self._dispatcher = None
         self._end = threading.Event()
@@ -50,7 +50,7 @@ class Worker:
     @property
     def running(self):
         "Attempts that execute"
-        return self.at_work|self.pool.running
+        return self.at_work|self.pool.running|{a for *_,a in list(self.spells.values()) if a}
 
 # %% ../nbs/15_worker.ipynb #d59b7307
 @patch
@@ -162,9 +162,7 @@ def _visit(self:Worker, lane, runner=True):
     while lane.turning.acquire(blocking=False):
         try: more = self._turn(lane, runner, claim)
         finally: lane.turning.release()
-        if runner and lane.small:
-            try: self._spell(lane)
-            finally: self.spells.pop(threading.get_ident(), None); lane.dirty = True
+        if runner and lane.small: self._spell(lane)
         elif not (more or lane.dirty): return
         claim = not self.todo or self.idle>0
     if not claim and lane.hungry: self.kick(lane)
@@ -194,27 +192,40 @@ def _turn(self:Worker, lane, runner, claim):
 def _give_way(self:Worker, t, at_most_s=.005):
     "Wait while others make turns: SQLite hands the interpreter back at each row, and our task would keep it. Gives the time"
     end = t+at_most_s
-    while t<end and (self.todo or any(o>t-at_most_s for o in list(self._turners))):   # an old one waits for a lock, not for us
+    while t<end and self._turning():
         time.sleep(.00005)
         t = time.monotonic()
     return t
 
 @patch
+def _turning(self:Worker):
+    "Whether others make turns or are about to; one that has been at it for long waits for a lock, not for us"
+    return bool(self.todo or self._turners and any(o>time.monotonic()-.005 for o in list(self._turners)))
+
+@patch
 def _spell(self:Worker, lane):
     "Run short tasks in this thread until it is time for a turn"
-    me,at = threading.get_ident(),None
+    at = slot = a = None
     t = rest = time.monotonic()
-    end = t+SPELL_S
+    end,me = t+SPELL_S,threading.get_ident()
+    self.spells[me] = spell = [lane, t, None]
     self._watch()
-    while lane.small:
-        try: a = lane.small.popleft()
-        except IndexError: break
-        self.spells[me] = lane,t
-        at = self._run(a, at)              # one begins when the one before has ended
-        t = time.monotonic()
-        if t>end or self.todo and not self.idle: break
-        if self.todo or self._turners: t = self._give_way(t)
-        elif t>rest: rest = t+REST_S; select.select((), (), (), 0)     # let other threads have the interpreter for a moment
+    try:
+        while lane.small and not lane.closing:
+            try: a = lane.small.popleft()
+            except IndexError: break
+            spell[1],spell[2] = t,a
+            lane.start(a, at, slot)            # one begins when the one before has ended, and takes over its mark
+            slot,out = a.slot,call(a.task, a.claim)
+            t,began = time.monotonic(),t
+            at = lane.end(a, out, t-began, keep=True)
+            if t>end or self.todo and not self.idle: break
+            if self.todo or self._turners: t = self._give_way(t)
+            elif t>rest: rest = t+REST_S; select.select((), (), (), 0)     # let other threads have the interpreter for a moment
+    finally:
+        if a and lane.here: lane.here.unmark(slot)
+        del self.spells[me]
+        lane.dirty = True
 
 # %% ../nbs/15_worker.ipynb #5bf852d6
 @patch
@@ -260,7 +271,7 @@ def _spread(self:Worker, lane, got, runner):
 def _next(self:Worker):
     "The hungry lane whose time it is, unless another thread is at it"
     lane = self.line.first()
-    return None if lane is None or lane.turning.locked() or any(o is lane for o,_ in list(self.spells.values())) else lane
+    return None if lane is None or lane.turning.locked() or any(o[0] is lane for o in list(self.spells.values())) else lane
 
 # %% ../nbs/15_worker.ipynb #037be0f4
 @patch
@@ -316,7 +327,7 @@ def _help(self:Worker):
 @patch
 def _look(self:Worker, now):
     "Free what is stuck behind a task that was thought to be short, and give back claims that nobody has begun"
-    for lane,since in list(self.spells.values()):
+    for lane,since,_ in list(self.spells.values()):
         if now-since<SPELL_S: continue
         while lane.small: self.ready.offer(lane, lane.small.popleft()); self._tickets.put(None)
         if lane.acks: self.kick(lane)

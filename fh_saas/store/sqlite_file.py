@@ -21,7 +21,7 @@ ADDED = dict(
     fence='INTEGER DEFAULT 0', owner='TEXT',                      # whose it is
     queue='TEXT', unique_key='TEXT', limit_key='TEXT', timeout_s='REAL',
     attempts='TEXT', progress='TEXT', parents='TEXT')             # JSON: history of failed attempts, progress, jobs it waits for
-VERSION = 1
+VERSION = 2   # 2: tenant_usage
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #dcacf8d7
 SCHEMA = '''create index if not exists tj_history on tenant_jobs(job_type, status);
@@ -29,7 +29,8 @@ create index if not exists tj_due on tenant_jobs(priority, run_at) where ready=1
 create index if not exists tj_later on tenant_jobs(run_at) where ready<=0;
 create index if not exists tj_parked on tenant_jobs(task) where ready=2;
 create table if not exists tenant_workers(id text primary key, lease_until text);
-create table if not exists tenant_meta(key text primary key, value text);'''
+create table if not exists tenant_meta(key text primary key, value text);
+create table if not exists tenant_usage(day text primary key, attempts integer, run_s real, bytes integer);'''
 
 def _upgrade(conn):
     "Bring the table to `VERSION`, whatever made it; inside the caller's transaction"
@@ -39,13 +40,12 @@ def _upgrade(conn):
     for k,v in (COLUMNS|ADDED).items():
         if k not in have: conn.execute(f'alter table tenant_jobs add column {k} {v}')
     conn.execute(SCHEMA)
-    conn.execute("insert or replace into tenant_meta values('schema', ?)", (VERSION,))
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #6055f802
-def _version(conn):
-    "The version that the file's table is at; 0 for none, or the older package's"
+def _version(conn, key='schema'):
+    "The version that the file's tables are at; 0 for none, or the older package's"
     if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0
-    return int((conn.execute("select value from tenant_meta where key='schema'").fetchall() or [(0,)])[0][0])
+    return int((conn.execute("select value from tenant_meta where key=?", (key,)).fetchall() or [(0,)])[0][0])
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #6c1c1208
 class _Conn:
@@ -121,6 +121,7 @@ def _inode(path):
 
 class SqliteFile:
     "A tenant's database file: a connection that writes, one that reads, and the table at its newest version"
+    schema = 'schema',VERSION,_upgrade     # key of the version in tenant_meta, the newest version, what brings the tables there
     def __init__(self,
         path:str, # The file; empty for `:memory:`
         conn:apsw.Connection=None, # The app's own connection, used only where `path` is empty
@@ -138,10 +139,13 @@ class SqliteFile:
 def _prepare(self:SqliteFile, c):
     "Settings of the writing connection, and the upgrade if one is due"
     if not self.memory: _settings(c)
-    if _version(c)<VERSION:
+    key,newest,upgrade = self.schema
+    if _version(c, key)<newest:
         c.execute('begin immediate')
         try:
-            if _version(c)<VERSION: _upgrade(c)    # another process may have been first
+            if _version(c, key)<newest:            # another process may have been first
+                upgrade(c)
+                c.execute('insert or replace into tenant_meta values(?,?)', (key, newest))
             c.execute('commit')
         except BaseException: _rollback(c); raise
 
