@@ -61,6 +61,7 @@ class Lane:
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.hungry = self.lined = False
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
+        self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
     def __repr__(self): return f'Lane({self.name!r})'
     def now(self)->str:
         "The time, as `to_iso` gives it"
@@ -71,6 +72,10 @@ class Lane:
     def waits(self)->bool:
         "Whether anything waits to be written"
         return bool(self.acks or self.back or self.handed or self.aside)
+    def busy(self)->bool:
+        "Whether anything of this process needs the lane open"
+        return bool(self.pins or self.hand or self.waits() or self.small or self.ready or self.byhand or self.waiting or self.known.held
+                    or any(not o.closed for o in list(self.users)))
 
 # %% ../nbs/11_lane.ipynb #37cd7cc0
 def _take(q):
@@ -89,7 +94,7 @@ def turn(self:Lane,
     "Write what waits and claim what is due, in one transaction. Raises nothing: after a `StoreError` everything waits on"
     queues = self.acks,self.back,self.handed,self.aside
     if not any(queues) and not self.news and not self._claimable(limit): return []
-    self.news = False
+    self.news,self.used_at = False,time.monotonic()
     taken = acks,back,handed,aside = [_take(o) for o in queues]
     try:
         with self.store.writing(wait_s, durable=bool(acks)):
@@ -135,6 +140,7 @@ def _claim(self:Lane, handed, limit, only):
     if handed: s.hand(handed, now)
     if self.due_at is None or self.due_at<=self.clock(): s.promote(now)
     if limit<=0 or self.closing or self.writes_only or s.is_shut(): return []
+    if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
     claims = s.claim(self.owner, now, limit, self.lease(), only)
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
     return claims
@@ -268,7 +274,7 @@ def forget(self:Lane,
     if not fs: self.waiting.pop(job_id, None)
 
 # %% ../nbs/11_lane.ipynb #807ee4d5
-_lanes,_lanes_lock = {},threading.Lock()   # by real path; `:memory:` by connection
+_lanes,_opening,_lanes_lock = {},{},threading.Lock()   # by real path; `:memory:` by connection
 
 def open_lane(
     path:str, # The database file; empty for `:memory:`
@@ -276,18 +282,38 @@ def open_lane(
     known:Known=None, # Tasks that may run; None for those of the lane that is open, or a fresh registry
     clock:Callable=time.time, # The time in seconds since 1970
     wait_s:float=5., # How long to wait for locks, in seconds
+    here:Presence=None, # This process, as others see it; None for its presence in the file's folder
+    check:Callable=None, # Called with the store before anybody else sees it; may raise
 )->Lane: # The same lane for the same file
     "The lane of a database. Raises `StoreError` if the file cannot be used"
     key = os.path.realpath(path) if path else id(conn)
+    if lane := _open_at(key, path): return lane
+    with _lanes_lock: lock = _opening.setdefault(key, threading.Lock())
+    with lock:                                       # a file that is slow to open holds up nobody who wants another
+        try:
+            if lane := _open_at(key, path): return lane
+            store = SqliteStore(key if path else '', conn, wait_s)
+            try:
+                if check: check(store)
+                return _put(key, Lane(store, here or _presence(key) if path else None, known, clock))
+            except BaseException: store.close(); raise
+        finally:
+            with _lanes_lock: _opening.pop(key, None)
+
+def _open_at(key, path):
+    lane = _lanes.get(key)
+    return lane if lane and not lane.closed and (not path or not lane.store.moved()) else None
+
+def _presence(key):
+    try: return presence(os.path.dirname(key))
+    except OSError as e: raise StoreError(f'{key}: its folder cannot be written to, which SQLite needs as well ({e})') from e
+
+def _put(key, lane):
     with _lanes_lock:
-        lane = _lanes.get(key)
-        if lane and not lane.closed and (not path or not lane.store.moved()): return lane
-        store = SqliteStore(key if path else '', conn, wait_s)
-        try: here = presence(os.path.dirname(key)) if path else None
-        except OSError as e: raise StoreError(f'{key}: its folder cannot be written to, which SQLite needs as well ({e})') from e
-        if lane: lane.closed = True
-        _lanes[key] = lane = Lane(store, here, known, clock)
-        lane.key = key
+        if (old := _lanes.get(key)) and not old.closed and not old.store.moved(): lane.store.close(); return old
+        if old: _close(old)
+        _lanes[key],lane.key = lane,key
+        if lane.here: lane.here.uses += 1
         return lane
 
 # %% ../nbs/11_lane.ipynb #72349390
@@ -295,11 +321,42 @@ def open_lane(
 def close(self:Lane):
     "Close the database; the caller has seen to it that nothing is in hand"
     with _lanes_lock:
-        if self.closed: return
-        self.closed = True
-        if _lanes.get(self.key) is self: del _lanes[self.key]
-        self.store.close()
-        if self.here and not any(o.here is self.here for o in _lanes.values()): self.here.close()
+        if not self.closed and _lanes.get(self.key) is self: del _lanes[self.key]
+        store = _close(self)
+    if store: store.close()                # may copy the log into the file, which takes a while
+
+def _close(lane):
+    "Mark it closed and leave its folder if it was the last there; gives the store, for the caller to close"
+    if lane.closed: return None
+    lane.closed,lane.hungry = True,False
+    if lane.here:
+        lane.here.uses -= 1
+        if not lane.here.uses: lane.here.close()
+    return lane.store
+
+@patch
+def pin(self:Lane)->bool: # False if it is closed, or about to be: ask for the file's lane again
+    "Keep the lane open until `unpin`"
+    self.pins.append(None)
+    if not (self.closed or self.leaving): return True
+    self.pins.pop()
+    return False
+
+@patch
+def unpin(self:Lane):
+    "What `pin` held is over"
+    self.pins.pop()
+
+@patch
+def close_idle(self:Lane)->bool: # Whether it was closed
+    "Close the lane if nothing of this process needs it"
+    if not self.turning.acquire(blocking=False): return False
+    try:
+        self.leaving = True                    # whoever pins from here on sees this; whoever did before is seen
+        self.leaving = not (self.closed or self.busy())
+        if self.leaving: self.close()
+        return self.leaving
+    finally: self.turning.release()
 
 generation = [0]   # counts forks; whoever holds a lane of an older one asks for a new lane
 
@@ -307,8 +364,7 @@ def _after_fork():
     global _lanes_lock
     _lanes_lock = threading.Lock()
     for o in _lanes.values(): o.store.abandon(); o.closed = True
-    _lanes.clear()
-    _forking.clear()
+    for o in _lanes,_opening,_forking: o.clear()
     generation[0] += 1
 
 def _before_fork():

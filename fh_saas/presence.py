@@ -28,6 +28,7 @@ class Presence:
         self._bells,self._heard_of = str(self.bells),(None,())
         self.bells.mkdir(parents=True, exist_ok=True)
         self._free,self._sock,self._lock,self._warned = deque(range(_NSLOTS)),None,threading.Lock(),False
+        self.uses,self._noted,self._list,self._lines,self._dead = 0,set(),None,0,set()
         self._open_run()
         self._open_bell()
         _here.add(self)
@@ -86,6 +87,44 @@ def unmark(self:Presence,
     self._map[slot*_SLOT.size] = 0
     if not keep: self._free.appendleft(slot)
 
+# %% ../nbs/07_presence.ipynb #3dab97fb
+@patch
+def note(self:Presence,
+    name:str, # A database
+):
+    "Put a database on the list of those that this process has open"
+    with self._lock:
+        if self._fd is None or name in self._noted: return
+        self._noted.add(name)
+        if self._list is None or self._lines>4*len(self._noted)+1000: return self._rewrite()
+        os.write(self._list, name.encode()+b'\0')
+        self._lines += 1
+
+@patch
+def _rewrite(self:Presence):
+    new = self.dir/f'{self.owner}.list'
+    fd = os.open(new, os.O_WRONLY|os.O_CREAT|os.O_APPEND|getattr(os, 'O_CLOEXEC', 0), 0o644)
+    os.write(fd, b''.join(o.encode()+b'\0' for o in self._noted))
+    os.rename(new, self.dir/f'{self.owner}.dbs')
+    if self._list is not None: os.close(self._list)
+    self._list,self._lines = fd,len(self._noted)
+
+@patch
+def unnote(self:Presence,
+    name:str, # A database
+):
+    "It is closed again"
+    with self._lock: self._noted.discard(name)
+
+@patch
+def noted(self:Presence,
+    owner:str, # An owner id
+)->list: # Names; those of databases that were closed again may be among them
+    "The databases that `owner` has open, or had when it died"
+    try: b = (self.dir/f'{owner}.dbs').read_bytes()
+    except OSError: return []
+    return [o.decode() for o in b.split(b'\0') if o]
+
 # %% ../nbs/07_presence.ipynb #90c8058e
 @patch
 def alive(self:Presence,
@@ -114,6 +153,14 @@ def executing(self:Presence,
 def owners(self:Presence)->list: # Owner ids, this process's among them
     "Everyone who has a file in the folder, dead or alive"
     return [o[:-4] for o in os.listdir(self.dir) if o.endswith('.run')]
+
+@patch
+def deaths(self:Presence)->list: # Owner ids
+    "Who has died since the last call; on the first call, everyone who is dead"
+    try: new = [o for o in self.owners() if o not in self._dead and self.alive(o) is False]
+    except OSError: return []
+    self._dead.update(new)
+    return new
 
 # %% ../nbs/07_presence.ipynb #8fc333de
 def _addr(dir_fd, folder, name):
@@ -176,7 +223,7 @@ def close(self:Presence):
     "Leave the folder. Nothing of this process may be claimed any more"
     with self._lock:
         if self._fd is None: return
-        for o in (self.path, self.bells/self.owner): _unlink(o)
+        for o in (self.path, self.bells/self.owner, self.dir/f'{self.owner}.dbs'): _unlink(o)
         self._drop()
 
 @patch
@@ -185,7 +232,8 @@ def _drop(self:Presence):
     if self._sock: self._sock.close()
     if self._dirfd is not None: os.close(self._dirfd)
     if self._fd is not None: os.close(self._fd); self._map.close()
-    self._sock = self._dirfd = self._fd = None
+    if self._list is not None: os.close(self._list)
+    self._sock = self._dirfd = self._fd = self._list = None
 
 # %% ../nbs/07_presence.ipynb #53e1beb9
 @patch
@@ -199,7 +247,7 @@ def tidy(self:Presence,
         try: old = now-f.stat().st_mtime > keep_s
         except OSError: continue
         if old and self.alive(o) is False:
-            for p in (f, self.bells/o): _unlink(p)
+            for p in (f, self.bells/o, self.dir/f'{o}.dbs'): _unlink(p)
 
 # %% ../nbs/07_presence.ipynb #ed92fe56
 _folders,_folders_lock = {},threading.Lock()   # one presence per folder and process

@@ -9,7 +9,7 @@ __all__ = ['TenantJob', 'BackgroundTaskManager', 'JobTask', 'JobNotFound', 'Tran
 # %% ../nbs/20_utils_bgtsk.ipynb #91e1055a
 import asyncio, inspect, os, signal, sys, threading
 import time as _clock
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from fastcore.basics import patch, patch_to
@@ -114,16 +114,28 @@ def _lane(self:BackgroundTaskManager):
     "The lane of this manager's database; a new one after a fork, or if the file was replaced"
     if self._generation==generation[0] and not self._open.closed: return self._open
     if self.closed: raise RuntimeError(f'{self!r} is closed')
-    self._open = lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
-    lane.users.add(self)
+    self._open = lane = self._open_lane()
     self._known,self._generation = lane.known,generation[0]
     return lane
 
 @patch
-def _live(self:BackgroundTaskManager):
-    "The lane, after a look at whether its file is still in its place. Raises `StoreError` if it is gone"
-    lane = self._lane
-    return self._again(lane) if lane.store.moved() else lane
+def _open_lane(self:BackgroundTaskManager):
+    lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
+    lane.users.add(self)
+    return lane
+
+@patch
+@contextmanager
+def _using(self:BackgroundTaskManager):
+    "The lane, which stays open for the block. Raises `StoreError` if its file is gone"
+    while True:
+        lane = self._lane
+        if not lane.pin(): _clock.sleep(.0002); continue      # it is just being closed
+        if not lane.store.moved(): break
+        lane.unpin()
+        self._again(lane)
+    try: yield lane
+    finally: lane.unpin()
 
 @patch
 def _again(self:BackgroundTaskManager, lane):
@@ -133,8 +145,8 @@ def _again(self:BackgroundTaskManager, lane):
     return self._lane
 
 @patch
-def _serve(self:BackgroundTaskManager):
-    lane = self._lane
+def _serve(self:BackgroundTaskManager, lane=None):
+    lane = lane or self._lane
     w = _w.worker(self.threads, self.async_jobs, self.drain_s)
     lane.writes_only = False
     if lane.server is not w: w.serve(lane)
@@ -197,16 +209,18 @@ _tx = ContextVar('fh_saas_transaction', default=None)   # the `transaction()` bl
 @patch
 def _save(self:BackgroundTaskManager, jobs):
     "Commit the rows, or add them to the transaction around the call"
-    lane = self._lane
     try:
-        tx = _tx.get()
-        if tx and tx.lane is lane and tx.open: tx.insert(jobs)
-        else: self._commit(lane, jobs)
+        while not (lane := self._lane).pin(): _clock.sleep(.0002)      # it is just being closed
+        try:
+            tx = _tx.get()
+            if tx and tx.lane is lane and tx.open: tx.insert(jobs)
+            else: self._commit(lane, jobs)
+        finally: lane.unpin()
     except BaseException: self._drop_held(jobs); raise
 
 @patch
 def _commit(self:BackgroundTaskManager, lane, jobs):
-    mine = _in_write(self.db.conn)
+    mine = self._in_write()
     wait_s = min(self.busy_s, .25) if mine or asyncio._get_running_loop() else self.busy_s
     try: ring = lane.store.insert(jobs, wait_s)
     except StoreMoved:
@@ -218,8 +232,10 @@ def _commit(self:BackgroundTaskManager, lane, jobs):
         raise
     self._announce(lane, jobs, ring)
 
-def _in_write(conn):
+@patch
+def _in_write(self:BackgroundTaskManager):
     "Whether the app's connection is inside a write transaction"
+    conn = self.db.conn
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
@@ -229,7 +245,7 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
     if self.worker:
-        w = self._serve()
+        w = self._serve(lane)
         if any(o.ready==DUE for o in jobs): lane.news = True; w.kick(lane)
         elif lane.due_at is not None: lane.due_at = min(lane.due_at, self.clock()+self.handoff)
     if ring and lane.here and any(o.ready==DUE for o in jobs): lane.here.ring(lane.name)
@@ -273,16 +289,17 @@ class JobTask(BackgroundTask):
         "End the job's grace and await the end of its attempt, for `wait_s` seconds at most. Never raises what the task raised"
         m = self.manager
         if not m.worker or m.closed: return
-        lane,loop,ended = m._lane,asyncio.get_running_loop(),asyncio.Event()
+        loop,ended = asyncio.get_running_loop(),asyncio.Event()
         def tell():
             try: loop.call_soon_threadsafe(ended.set)
             except RuntimeError: pass          # that loop has ended meanwhile
-        lane.when_ended(self.job_id, tell)
-        if m._over(self.job_id): return lane.forget(self.job_id, tell)    # a worker was quicker
-        lane.handed.append(self.job_id)
-        m._serve().kick(lane)
-        try: await m._ended(self.job_id, ended)
-        finally: lane.forget(self.job_id, tell)
+        with m._using() as lane:
+            lane.when_ended(self.job_id, tell)
+            if m._over(self.job_id): return lane.forget(self.job_id, tell)    # a worker was quicker
+            lane.handed.append(self.job_id)
+            m._serve(lane).kick(lane)
+            try: await m._ended(self.job_id, ended)
+            finally: lane.forget(self.job_id, tell)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #64a45f8a
 @patch
@@ -298,7 +315,7 @@ async def _ended(self:BackgroundTaskManager, job_id, ended):
 @patch
 def _over(self:BackgroundTaskManager, job_id):
     "Whether there is no attempt to wait for"
-    row = self._lane.store.get(job_id)
+    with self._using() as lane: row = lane.store.get(job_id)
     return row is None or row['status'] not in ('pending','running')
 
 # %% ../nbs/20_utils_bgtsk.ipynb #d1ea7f3b
@@ -310,15 +327,15 @@ def _execute_with_retry(self:BackgroundTaskManager,
 ):
     """Run one attempt of a pending job in this thread, due or not. If it fails, the job is pending again and a worker takes it
     after 2, 4, 8 … seconds. Does nothing if the job is running elsewhere or over"""
-    lane = self._lane
-    with lane.store.writing(): c = lane.store.claim_one(lane.owner, lane.now(), job_id, lane.lease())
-    if c is None: return
-    t = lane.known.of(task_func, lane.owner)[0] if task_func else lane.known.resolve(c.task, c.id)
-    if t is None:
-        with lane.store.writing(): lane.store.park([c])
-        return
-    lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
-    self._attempt(lane, a)
+    with self._using() as lane:
+        with lane.store.writing(): c = None if lane.store.is_shut() else lane.store.claim_one(lane.owner, lane.now(), job_id, lane.lease())
+        if c is None: return
+        t = lane.known.of(task_func, lane.owner)[0] if task_func else lane.known.resolve(c.task, c.id)
+        if t is None:
+            with lane.store.writing(): lane.store.park([c])
+            return
+        lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
+        self._attempt(lane, a)
 
 @patch
 def _attempt(self:BackgroundTaskManager, lane, a):
@@ -346,8 +363,8 @@ def get_job(self:BackgroundTaskManager,
     job_id:str, # The job's id
 )->TenantJob: # The job as it is now
     "Get job status and details. Raises `JobNotFound`, a `KeyError`, if there is none"
-    row = self._live().store.get(job_id) if _is_text(job_id) else None
-    if row is None: raise JobNotFound(f'no job with id {job_id!r} in {self._lane.name}')
+    with self._using() as lane: row = lane.store.get(job_id) if _is_text(job_id) else None
+    if row is None: raise JobNotFound(f'no job with id {job_id!r} in {lane.name}')
     return _job(row)
 
 @patch
@@ -361,7 +378,7 @@ def list_jobs(self:BackgroundTaskManager,
     if isinstance(limit, bool) or not isinstance(limit, int) or limit<1: raise ValueError(f'limit must be an int of at least 1, not {limit!r}')
     if job_type is not None and not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
     if job_type is not None and not _is_text(job_type): return []
-    return [_job(o) for o in self._live().store.select(job_type, status, min(limit, 2**31))]
+    with self._using() as lane: return [_job(o) for o in lane.store.select(job_type, status, min(limit, 2**31))]
 
 def _is_text(s):
     "Whether the database can hold `s` at all; ids and types come from URLs"
@@ -402,7 +419,7 @@ class Transaction:
     "Business rows and jobs that commit together or not at all"
     def __init__(self,
         manager:BackgroundTaskManager, # Whose database it is
-    ): self.manager,self.lane,self.open,self.jobs = manager,manager._live(),False,[]
+    ): self.manager,self.lane,self.open,self.jobs = manager,manager._lane,False,[]
 
     def __enter__(self): return self._enter(self._begin())
     def __exit__(self, typ, e, tb): self._leave(); self._end(typ is None)
@@ -424,13 +441,23 @@ def _begin(self:Transaction):
     "Open a connection and take the write lock"
     from fastlite import Database
     if self.lane.store.memory: raise RuntimeError('a :memory: database has one connection only, so it has no transaction() of its own; use a file')
-    self._conn = self.lane.store.private(self.manager.busy_s)
+    self._pin = self.manager._using()
+    self.lane = self._pin.__enter__()
+    try: self._conn = self.lane.store.private(self.manager.busy_s)
+    except BaseException: self._pin.__exit__(None, None, None); raise
     self.open = True
     return Database(self._conn)
 
 @patch
 def _end(self:Transaction, ok):
     "Commit or roll back, and let the jobs run"
+    with ExitStack() as after:
+        after.callback(self._pin.__exit__, None, None, None)
+        self._commit(ok)
+        if ok and self.jobs: self.manager._announce(self.lane, self.jobs)
+
+@patch
+def _commit(self:Transaction, ok):
     try:
         if not ok: return
         if not self._conn.in_transaction: raise RuntimeError('the transaction was ended inside the block; let the block end it')
@@ -439,7 +466,6 @@ def _end(self:Transaction, ok):
     finally:
         self._conn.close()
         if not ok: self.manager._drop_held(self.jobs)
-    if self.jobs: self.manager._announce(self.lane, self.jobs)
 
 @patch
 def insert(self:Transaction,
@@ -462,12 +488,13 @@ def transaction(self:BackgroundTaskManager)->Transaction: # A context manager, s
 @patch
 def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
     "Run jobs in this thread until none is due"
-    lane,n = self._lane,0
-    lane.due_at = None
-    while True:
-        with lane.turning: got = lane.turn(1)
-        if not got and not lane.aside: return n
-        for a in got: self._attempt(lane, a); n += 1
+    n = 0
+    with self._using() as lane:
+        lane.due_at = None
+        while True:
+            with lane.turning: got = lane.turn(1)
+            if not got and not lane.aside: return n
+            for a in got: self._attempt(lane, a); n += 1
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0e4baa3e
 @patch
@@ -477,12 +504,12 @@ def adopt(self:BackgroundTaskManager,
 )->int: # How many rows were adopted
     """Give the unfinished rows that the older package left under `job_type` a task. Stop the older package first: what it left
     running counts as crashed"""
-    lane = self._lane
-    t,alone = lane.known.of(task, lane.owner)
-    if alone: raise ValueError(f'{task!r} has no stable name; register it with @manager.task(name=…) first')
     n = 0
-    while k := lane.store.adopt(job_type, t.name, lane.now()): n += k
-    if n and self.worker: self._serve().kick(lane)
+    with self._using() as lane:
+        t,alone = lane.known.of(task, lane.owner)
+        if alone: raise ValueError(f'{task!r} has no stable name; register it with @manager.task(name=…) first')
+        while k := lane.store.adopt(job_type, t.name, lane.now()): n += k
+        if n and self.worker: self._serve(lane).kick(lane)
     return n
 
 # %% ../nbs/20_utils_bgtsk.ipynb #ac3bdc00

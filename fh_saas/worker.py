@@ -13,6 +13,7 @@ from .async_pool import AsyncPool
 from .executor import call
 from .lane import Lane
 from .maintenance import heartbeat, release_lost, rescue
+from .presence import Presence
 from .shares import Line, Ready
 from .telemetry import log
 from queue import SimpleQueue
@@ -29,6 +30,7 @@ class Worker:
         threads:int=4, # Sync tasks that run at the same time
         async_jobs:int=100, # Async tasks that run at the same time
     ):
+        self.sources = []                         # what opens lanes when there is something to do: see Many lanes
         self.lanes,self.todo,self.line,self.ready,self.pool = [],deque(),Line(),Ready(threads),AsyncPool(async_jobs, self.kick, self._turning)
         self._tickets,self._lock,self._turners = SimpleQueue(),threading.Lock(),deque()
         self.idle = self.nthreads = 0
@@ -80,11 +82,18 @@ def serve(self:Worker,
         if lane in self.lanes or self.stopping: return
         self.lanes.append(lane)
         lane.seen,lane.server = set(),self
-    if lane.here and lane.here._sock:
-        try: self._sel.register(lane.here, selectors.EVENT_READ)
-        except (KeyError, ValueError): pass        # another lane of the same folder was first
+    if lane.here: self.listen(lane.here)
     lane.due_at = None
     self.kick(lane)
+
+@patch
+def listen(self:Worker,
+    here:Presence, # This process in some folder
+):
+    "Hear the folder's doorbell"
+    if here._sock:
+        try: self._sel.register(here, selectors.EVENT_READ)
+        except (KeyError, ValueError): pass        # another lane of the same folder was first
 
 # %% ../nbs/15_worker.ipynb #fc3ee154
 @patch
@@ -238,7 +247,7 @@ def _room(self:Worker, lane):
 @patch
 def _own_room(self:Worker, lane):
     "(how many to claim, JSON list of the only task names to look for or None)"
-    if self.stopping or not lane.known.ready(): return 0,None
+    if self.stopping or lane.resting or not lane.known.ready(): return 0,None
     most = BATCH if lane.max_running is None else lane.max_running-len(lane.hand)+len(lane.acks)
     if most<=0: lane.hungry = False; return 0,None
     slow = max(list(lane.means.values()), default=None)
@@ -312,8 +321,10 @@ def _heard(self:Worker, who):
         except OSError: pass
         return
     names = who.rung()
-    for o in self.lanes:
-        if o.name in names: o.news = True; self.kick(o)
+    for o in list(self.lanes):
+        if o.name in names: names.discard(o.name); o.news = True; self.kick(o)
+    if names:
+        for o in self.sources: o.heard(names)
 
 @patch
 def _help(self:Worker):
@@ -348,20 +359,38 @@ def _sweeps(self:Worker):
 
 @patch
 def _sweep(self:Worker, beat):
+    heres = {id(o.here):o.here for o in (*self.lanes, *self.sources) if o.here}.values()
+    dead = {id(o):o.deaths() for o in heres}
+    if beat:
+        for o in heres: o.tidy(time.time())
+    for o in self.sources:
+        try: o.sweep(dead.get(id(o.here), ()))
+        except Exception: log.exception('%r met an error of fh_saas itself and goes on', o)
     for lane in list(self.lanes):
         if lane.closed:
             with self._lock: self.lanes = [o for o in self.lanes if o is not lane]
             continue
         if lane.pause_until>time.monotonic(): continue
-        try: self._care(lane, beat)
+        if not lane.pin(): continue
+        try:
+            if lane.store.moved(): self._lost(lane)
+            elif self._restless(lane) or beat or lane.here and dead[id(lane.here)]: self._care(lane, beat)
         except Exception as e: lane._sick(e)      # whatever it is, the others are looked after
+        finally: lane.unpin()
+
+@patch
+def _lost(self:Worker, lane):
+    log.error('%s was deleted or replaced while in use; what was under way there is lost', lane.name)
+    lane.close()
+
+@patch
+def _restless(self:Worker, lane):
+    "Whether anything may have changed since the last look"
+    return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
 
 @patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    if lane.store.moved():
-        log.error('%s was deleted or replaced while in use; what was under way there is lost', lane.name)
-        return lane.close()
     rescue(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
@@ -369,10 +398,38 @@ def _care(self:Worker, lane, beat):
     if beat:
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
-        if lane.here: lane.here.tidy(time.time())
     lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
     lane._look_ahead()                            # jobs for later that other processes submitted
     if lane.parked or lane.waits() or lane.store.due(lane.now()): self.kick(lane)
+
+# %% ../nbs/15_worker.ipynb #517edcf7
+@patch
+def join(self:Worker,
+    source, # Has `here`, a Presence or None, `heard(names)` and `sweep(dead)`
+):
+    "Serve what a source opens"
+    self.start()
+    if source in self.sources: return
+    self.sources.append(source)
+    if source.here: self.listen(source.here)
+
+@patch
+def part(self:Worker,
+    source, # Joined before
+):
+    "Listen to a source no longer"
+    self.sources = [o for o in self.sources if o is not source]
+    if source.here: self._deafen(source.here)
+
+@patch
+def drop(self:Worker,
+    lane:Lane, # One that this worker may be serving
+)->bool: # Whether it was closed
+    "Close a lane unless it is needed"
+    if lane.queued or not lane.close_idle(): return False
+    with self._lock: self.lanes = [o for o in self.lanes if o is not lane]
+    lane.server = None
+    return True
 
 # %% ../nbs/15_worker.ipynb #48fe3f39
 @patch
@@ -421,7 +478,7 @@ def _until(f, s):
 @patch
 def _deafen(self:Worker, here):
     "Stop listening to a folder's doorbell if no lane of it is left"
-    if any(o.here is here for o in self.lanes) or not here._sock: return
+    if any(o.here is here for o in (*self.lanes, *self.sources)) or not here._sock: return
     try: self._sel.unregister(here)
     except (KeyError, ValueError, AttributeError): pass
 

@@ -265,6 +265,11 @@ def owners(self:SqliteStore)->list: # Pairs (owner, lease_until)
     return self.read('select id,lease_until from tenant_workers')
 
 @patch
+def count_running(self:SqliteStore)->int:
+    "How many jobs run, whoever runs them; inside `writing()`"
+    return self._do(_TYPES+"select count(*) from types join tenant_jobs indexed by tj_history on job_type=j and status='running'")[0][0]
+
+@patch
 def running(self:SqliteStore,
     owner:str, # Owner id; None for rows that the older package left running
 )->list: # `Claim`s

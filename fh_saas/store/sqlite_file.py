@@ -128,7 +128,7 @@ class SqliteFile:
         wait_s:float=5., # How long to wait for locks, in seconds
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
-        self._queue,self._qlock,self._leading,self._last = [],threading.Lock(),False,1
+        self._queue,self._qlock,self._leading,self._last,self._seen = [],threading.Lock(),False,1,None
         self._writer = _Conn(self.path, conn if self.memory else None)
         with self._writer.use(wait_s) as c: self._prepare(c)
         self.wal_pages,self.inode = 0,None if self.memory else _inode(self.path)
@@ -199,11 +199,22 @@ def read(self:SqliteFile,
     args:tuple=(), # Bound values
 )->list: # Tuples
     "Rows of a query, from the last commit"
-    if self.memory: conn = self._writer
-    else:
-        if self._reader is None: self._open_reader()
-        conn = self._reader
-    with conn.use(self.wait_s) as c: return c.execute(sql, args).fetchall()
+    w = self._writer
+    if self._reader is None and not self.memory and w.lock.acquire(blocking=False):     # nobody writes: one connection will do
+        try:
+            if not w.conn.in_transaction:
+                with w.use(self.wait_s) as c: return c.execute(sql, args).fetchall()
+        finally: w.lock.release()
+    if self._reader is None and not self.memory: self._open_reader()
+    with (w if self.memory else self._reader).use(self.wait_s) as c: return c.execute(sql, args).fetchall()
+
+@patch
+def changed(self:SqliteFile)->bool:
+    "Whether anybody has written to the file since the last call"
+    if self._reader is None: self._open_reader()
+    with self._reader.use(self.wait_s) as c: v = c.execute('pragma data_version').fetchall()[0][0]
+    was,self._seen = self._seen,v
+    return v!=was
 
 @patch
 def _open_reader(self:SqliteFile):
@@ -211,8 +222,8 @@ def _open_reader(self:SqliteFile):
         if self._reader: return
         r = _Conn(self.path)
         with r.use(self.wait_s) as c:
-            for o in ('query_only=1', 'temp_store=memory'): c.execute('pragma '+o).fetchall()
-        self._reader = r
+            for o in ('query_only=1', 'temp_store=memory', 'schema_version'): c.execute('pragma '+o).fetchall()    # the last reads the file:
+        self._reader = r                                          # only then does SQLite know that there is a log
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #19cf05f3
 @patch
