@@ -95,6 +95,7 @@ def store_error(
     "The driver's error as one that names the file and says what to look at"
     if isinstance(e, (apsw.BusyError, apsw.LockedError)):
         return StoreBusy(f'{path} stayed locked by another connection for {wait_s:.2g} s')
+    if isinstance(e, apsw.ConstraintError) and 'tenant has moved' in str(e): return StoreMoved(f'{path} has moved elsewhere')
     return StoreError(f'{path} {_HINTS.get(type(e), "failed")} ({type(e).__name__}: {e})')
 
 @patch
