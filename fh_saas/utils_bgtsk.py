@@ -315,7 +315,7 @@ async def _ended(self:BackgroundTaskManager, job_id, ended):
 @patch
 def _over(self:BackgroundTaskManager, job_id):
     "Whether there is no attempt to wait for"
-    with self._using() as lane: row = lane.store.get(job_id)
+    with self._using() as lane: row = None if lane.store.gate() else lane.store.get(job_id)
     return row is None or row['status'] not in ('pending','running')
 
 # %% ../nbs/20_utils_bgtsk.ipynb #d1ea7f3b
@@ -595,10 +595,10 @@ def health(self:BackgroundTaskManager)->dict: # ok, why not, seconds since the w
     "How this process's worker and this database are doing. Never raises, never waits"
     w,lane = _w._worker,self._open
     round_s = _clock.monotonic()-w.beat if w else 0.
-    paused = max(0., lane.pause_until-_clock.monotonic())
+    paused = max(0., lane.pause_until-_clock.monotonic()) if lane else 0.
     why = ('the worker has not come round for %.0f s'%round_s if round_s>5 else
            f'{lane.name} cannot be written; next try in {paused:.1f} s' if paused else None)
-    return dict(ok=why is None, why=why, round_s=round_s, running=len(w.running) if w else 0, unwritten=len(lane.acks), paused_s=paused)
+    return dict(ok=why is None, why=why, round_s=round_s, running=len(w.running) if w else 0, unwritten=len(lane.acks) if lane else 0, paused_s=paused)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #d1443916
 @patch

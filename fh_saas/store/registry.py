@@ -31,7 +31,7 @@ def check_id(
 # %% ../../nbs/store/04_registry.ipynb #aa001ba7
 @dataclass
 class TenantRow:
-    "A row of the table `tenants`"
+    "A row of the table `tenant_registry`"
     id: str # The tenant's id
     status: str # `active`, `frozen`, `quarantined`, `moving` or `deleted`
     reason: str # Why it is not active; None while it is
@@ -44,6 +44,8 @@ class TenantRow:
     epoch: int # Goes up with each move and each resume
     mark: int # Attempts that had ended when this was last copied from the file
     moving_to: str # Real path of the copy while a move is under way
+    operator: str # Process that is moving or deleting it
+    status_after: str # Status that it has after that
     trouble: str # Why its database cannot be used at present; None if it can
     trouble_at: str # Since when, UTC
     created_at: str # When it was created, UTC
@@ -57,12 +59,12 @@ create table if not exists tenant_rollout_jobs(rollout text, n integer, tenant t
 create index if not exists trj_state on tenant_rollout_jobs(rollout, state);'''
 
 def _tables(c):
-    c.execute(f'''create table if not exists tenants(id text primary key, status text not null, reason text, plan text not null, timezone text not null,
+    c.execute(f'''create table if not exists tenant_registry(id text primary key, status text not null, reason text, plan text not null, timezone text not null,
         weight real, max_running integer, path text, identity text, epoch integer not null default 1, mark integer not null default 0,
-        moving_to text, trouble text, trouble_at text, created_at text not null, deleted_at text, seq integer not null);
-        create unique index if not exists tenants_id on tenants(lower(id));
-        create index if not exists tenants_seq on tenants(seq);
-        create index if not exists tenants_trouble on tenants(trouble_at) where trouble is not null;
+        moving_to text, operator text, status_after text, trouble text, trouble_at text, created_at text not null, deleted_at text, seq integer not null);
+        create unique index if not exists tr_id on tenant_registry(lower(id));
+        create index if not exists tr_seq on tenant_registry(seq);
+        create index if not exists tr_trouble on tenant_registry(trouble_at) where trouble is not null;
         create table if not exists tenant_plans(name text primary key, weight real not null, max_running integer);
         insert or ignore into tenant_plans values('standard', 1, null);
         create table if not exists tenant_meta(key text primary key, value text);
@@ -77,7 +79,7 @@ class Registry(SqliteFile):
 def _change(self:Registry, c, id, cols):
     "Set columns of a row and give it the next number, inside a transaction; whether there is such a row"
     sets = ''.join(f'{k}=?,' for k in cols)
-    c.execute(f'update tenants set {sets} seq=(select max(seq)+1 from tenants) where id=?', (*cols.values(), id))
+    c.execute(f'update tenant_registry set {sets} seq=(select max(seq)+1 from tenant_registry) where id=?', (*cols.values(), id))
     return bool(c.changes())
 
 @patch
@@ -86,7 +88,7 @@ def set(self:Registry,
     **cols # New values by column name
 ):
     "Change a row. Raises `KeyError` if there is none, `ValueError` for an unknown column"
-    if bad := [k for k in cols if k not in _COLS]: raise ValueError(f'tenants has no column {bad[0]!r}')
+    if bad := [k for k in cols if k not in _COLS]: raise ValueError(f'tenant_registry has no column {bad[0]!r}')
     with self.writing() as c: ok = self._change(c, id, cols)
     if not ok: raise KeyError(f'no tenant {id!r} in {self.path}')
 
@@ -99,12 +101,12 @@ def swap(self:Registry,
     "Change a row if it still has that status: of several processes that want to, one succeeds"
     was = (was,) if isinstance(was, str) else was
     with self.writing() as c:
-        ok = c.execute(f"select 1 from tenants where id=? and status in ({','.join('?'*len(was))})", (id, *was)).fetchall()
+        ok = c.execute(f"select 1 from tenant_registry where id=? and status in ({','.join('?'*len(was))})", (id, *was)).fetchall()
         return bool(ok) and self._change(c, id, cols)
 
 # %% ../../nbs/store/04_registry.ipynb #6f4d92a1
 def _row(o): return TenantRow(*o)
-_SELECT = f'select {",".join(_COLS)} from tenants '
+_SELECT = f'select {",".join(_COLS)} from tenant_registry '
 
 @patch
 def get(self:Registry,
@@ -128,6 +130,11 @@ def since(self:Registry,
 )->list: # `TenantRow`s in the order in which they changed, deleted ones among them
     "What has changed"
     return [_row(o) for o in self.read(_SELECT+'where seq>? order by seq', (seq,))]
+
+@patch
+def ids(self:Registry)->list: # In order
+    "The ids of all tenants but the deleted"
+    return [o for o, in self.read("select id from tenant_registry where status<>'deleted' order by id")]
 
 @patch
 def by_path(self:Registry,
@@ -168,11 +175,11 @@ def add(self:Registry,
     check_id(id); check_zone(timezone); check_share(weight, max_running)
     with self.writing() as c:
         self.check_plan(plan, c)
-        if old := c.execute('select id,status from tenants where lower(id)=lower(?)', (id,)).fetchall():
+        if old := c.execute('select id,status from tenant_registry where lower(id)=lower(?)', (id,)).fetchall():
             if old[0][1]!='deleted': raise ValueError(f'tenant {old[0][0]!r} exists' + (f', and {id!r} differs from it in case only' if old[0][0]!=id else ''))
-            c.execute('delete from tenants where id=?', (old[0][0],))            # its tombstone makes room
+            c.execute('delete from tenant_registry where id=?', (old[0][0],))            # its tombstone makes room
         row = dict(id=id, status='active', plan=plan, timezone=timezone, weight=weight, max_running=max_running, created_at=to_iso(now)) | cols
-        c.execute(f"insert into tenants({','.join(row)},seq) values({','.join('?'*len(row))},(select coalesce(max(seq),0)+1 from tenants))", tuple(row.values()))
+        c.execute(f"insert into tenant_registry({','.join(row)},seq) values({','.join('?'*len(row))},(select coalesce(max(seq),0)+1 from tenant_registry))", tuple(row.values()))
     return self.get(id)
 
 @patch
@@ -203,6 +210,19 @@ def check_share(
 
 # %% ../../nbs/store/04_registry.ipynb #a6f7af04
 @patch
+def rename(self:Registry,
+    id:str, # The tenant
+    new:str, # Its id from now on
+):
+    "Give a tenant another id. Raises `ValueError` if it is taken, `KeyError` if there is no such tenant"
+    check_id(new)
+    with self.writing() as c:
+        if old := c.execute("select id,status from tenant_registry where lower(id)=lower(?) and id<>?", (new, id)).fetchall():
+            if old[0][1]!='deleted': raise ValueError(f'tenant {old[0][0]!r} exists')
+            c.execute('delete from tenant_registry where id=?', (old[0][0],))
+        if not self._change(c, id, dict(id=new)): raise KeyError(f'no tenant {id!r} in {self.path}')
+
+@patch
 def set_plan(self:Registry,
     name:str, # The plan
     weight:float=1., # Share of each of its tenants, relative to others
@@ -214,8 +234,8 @@ def set_plan(self:Registry,
     if weight is None: raise ValueError('a plan needs a weight')
     with self.writing() as c:
         c.execute('insert or replace into tenant_plans values(?,?,?)', (name, weight, max_running))
-        c.execute('''with n(m) as (select max(seq) from tenants), r(id,k) as (select id, row_number() over (order by seq) from tenants where plan=?)
-            update tenants set seq=(select m from n)+r.k from r where r.id=tenants.id''', (name,))
+        c.execute('''with n(m) as (select max(seq) from tenant_registry), r(id,k) as (select id, row_number() over (order by seq) from tenant_registry where plan=?)
+            update tenant_registry set seq=(select m from n)+r.k from r where r.id=tenant_registry.id''', (name,))
 
 @patch
 def plans(self:Registry)->dict: # (weight, max_running) by name
@@ -227,4 +247,4 @@ def copy_marks(self:Registry,
     marks:list, # Pairs (mark, id)
 ):
     "Note how many attempts have ended; never goes back. Survives the end of the process, not a power cut"
-    with self.writing(durable=False) as c: c.executemany('update tenants set mark=max(mark,?) where id=?', marks)
+    with self.writing(durable=False) as c: c.executemany('update tenant_registry set mark=max(mark,?) where id=?', marks)

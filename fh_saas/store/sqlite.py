@@ -259,6 +259,8 @@ _TYPES = '''with recursive types(j) as (select min(job_type) from tenant_jobs un
 _RUNNING = _TYPES+f'''select {_GOT.removeprefix('returning ').replace('rowid,', 'tenant_jobs.rowid,')}, attempts
     from types join tenant_jobs indexed by tj_history on job_type=j and status='running' where owner is ?'''
 
+_COUNT = _TYPES+"select count(*) from types join tenant_jobs indexed by tj_history on job_type=j and status='running'"
+
 @patch
 def owners(self:SqliteStore)->list: # Pairs (owner, lease_until)
     "Everyone who has claimed here and has not left"
@@ -267,7 +269,12 @@ def owners(self:SqliteStore)->list: # Pairs (owner, lease_until)
 @patch
 def count_running(self:SqliteStore)->int:
     "How many jobs run, whoever runs them; inside `writing()`"
-    return self._do(_TYPES+"select count(*) from types join tenant_jobs indexed by tj_history on job_type=j and status='running'")[0][0]
+    return self._do(_COUNT)[0][0]
+
+@patch
+def running_now(self:SqliteStore)->int:
+    "How many jobs run, whoever runs them"
+    return self.read(_COUNT)[0][0]
 
 @patch
 def running(self:SqliteStore,

@@ -127,11 +127,16 @@ class SqliteFile:
         path:str, # The file; empty for `:memory:`
         conn:apsw.Connection=None, # The app's own connection, used only where `path` is empty
         wait_s:float=5., # How long to wait for locks, in seconds
+        open_s:float=None, # How long to wait for them while opening; None for `wait_s`
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
         self._queue,self._qlock,self._leading,self._last,self._seen = [],threading.Lock(),False,1,None
         self._writer = _Conn(self.path, conn if self.memory else None)
-        with self._writer.use(wait_s) as c: self._prepare(c)
+        try:
+            with self._writer.use(wait_s if open_s is None else open_s) as c: self._prepare(c)
+        except BaseException:
+            if not self.memory: self._writer.conn.close()
+            raise
         self.wal_pages,self.inode = 0,None if self.memory else _inode(self.path)
         if not self.memory: self._writer.conn.set_wal_hook(self._grown)
 
