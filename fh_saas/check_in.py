@@ -11,6 +11,7 @@ from .store.base import StoreError, StoreMoved
 from .store.passport import passport, sealed, stamp, suspect
 from .store.registry import Registry
 from .store.sqlite import SqliteStore
+from .store.sqlite_file import connect
 from .telemetry import emit, log
 
 # %% ../nbs/18_check_in.ipynb #56418707
@@ -31,7 +32,7 @@ def make_file(
     except OSError as e: raise StoreError(f'{path} cannot be written: {e}') from e
 
 def _serialized(fill):
-    c = apsw.Connection(':memory:')
+    c = connect(':memory:')
     try:
         fill(c)
         return c.serialize('main')

@@ -6,12 +6,13 @@
 __all__ = ['TenantBusy', 'take', 'give_back', 'drain', 'move', 'passport_of', 'recover']
 
 # %% ../nbs/19_moving.ipynb #395e4899
-import apsw, os, time
+import os, time
 from .check_in import set_gate, sync_folder
 from .store.base import StoreError
 from .store.passport import passport, seal, sealed, stamp
 from .store.registry import Registry, TenantRow
 from .store.sqlite import SqliteStore
+from .store.sqlite_file import connect
 from .telemetry import emit, log
 from typing import Callable
 
@@ -92,7 +93,7 @@ def _copy(src, row, dest):
     "The file as it will be in its new place; the caller holds the write lock of the old one, and SQLite copies through another connection"
     new = f'{dest}.moving'
     for o in (new, f'{new}-wal', f'{new}-shm'): _unlink(o)
-    c,old = apsw.Connection(new),apsw.Connection(src)
+    c,old = connect(new),connect(src)
     try:
         with c.backup('main', old, 'main') as b: b.step()
         c.execute('pragma journal_mode=delete').fetchall()

@@ -78,7 +78,7 @@ class Registry(SqliteFile):
 @patch
 def _change(self:Registry, c, id, cols):
     "Set columns of a row and give it the next number, inside a transaction; whether there is such a row"
-    sets = ''.join(f'{k}=?,' for k in cols)
+    sets = ''.join([f'{k}=?,' for k in cols])
     c.execute(f'update tenant_registry set {sets} seq=(select max(seq)+1 from tenant_registry) where id=?', (*cols.values(), id))
     return bool(c.changes())
 
@@ -175,11 +175,12 @@ def add(self:Registry,
     check_id(id); check_zone(timezone); check_share(weight, max_running)
     with self.writing() as c:
         self.check_plan(plan, c)
+        seq = c.execute('select coalesce(max(seq),0)+1 from tenant_registry').fetchall()[0][0]      # a tombstone that goes may have the highest
         if old := c.execute('select id,status from tenant_registry where lower(id)=lower(?)', (id,)).fetchall():
             if old[0][1]!='deleted': raise ValueError(f'tenant {old[0][0]!r} exists' + (f', and {id!r} differs from it in case only' if old[0][0]!=id else ''))
             c.execute('delete from tenant_registry where id=?', (old[0][0],))            # its tombstone makes room
-        row = dict(id=id, status='active', plan=plan, timezone=timezone, weight=weight, max_running=max_running, created_at=to_iso(now)) | cols
-        c.execute(f"insert into tenant_registry({','.join(row)},seq) values({','.join('?'*len(row))},(select coalesce(max(seq),0)+1 from tenant_registry))", tuple(row.values()))
+        row = dict(id=id, status='active', plan=plan, timezone=timezone, weight=weight, max_running=max_running, created_at=to_iso(now), seq=seq) | cols
+        c.execute(f"insert into tenant_registry({','.join(row)}) values({','.join('?'*len(row))})", tuple(row.values()))
     return self.get(id)
 
 @patch
@@ -219,6 +220,7 @@ def rename(self:Registry,
     with self.writing() as c:
         if old := c.execute("select id,status from tenant_registry where lower(id)=lower(?) and id<>?", (new, id)).fetchall():
             if old[0][1]!='deleted': raise ValueError(f'tenant {old[0][0]!r} exists')
+            self._change(c, id, {})                       # before the tombstone goes, which may have the highest number
             c.execute('delete from tenant_registry where id=?', (old[0][0],))
         if not self._change(c, id, dict(id=new)): raise KeyError(f'no tenant {id!r} in {self.path}')
 

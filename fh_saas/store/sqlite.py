@@ -338,6 +338,36 @@ def adopt(self:SqliteStore,
         self.ack([crashed(Claim(*o[:-1]), o[-1], now, 'Crashed: left running by the older package') for o in got])
     return n+len(rows)
 
+# %% ../../nbs/store/02_sqlite.ipynb #ba1d3596
+_AGAIN = _TYPES+"""update tenant_jobs set status='pending', ready=1, run_at=?1, retry_count=0, completed_at=null, started_at=null
+    where rowid in (select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
+        where task is not null and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
+
+@patch
+def retry_failed(self:SqliteStore,
+    now:str, # The time
+    job_type:str=None, # Only jobs of this type; None for all
+    error_contains:str=None, # Only jobs whose error log holds this text; None for all
+    since:str=None, # Only jobs that failed then or later; None for all
+)->int: # How many are pending again
+    "Make failed jobs due, as if they had never been tried"
+    n = 0
+    while True:
+        with self.writing(): k = self._count(_AGAIN, (now, job_type, error_contains, since))
+        n += k
+        if k<200: return n
+
+@patch
+def discard(self:SqliteStore,
+    ids:list, # Job ids; None for all that are unfinished
+    now:str, # The time
+    why:str, # For the error_log
+)->int: # How many were cancelled
+    "Cancel jobs that wait, or that a claim of an earlier time holds"
+    with self.writing(): return self._count("""update tenant_jobs set status='cancelled', ready=null, run_at=null, owner=null, completed_at=?,
+        error_log=coalesce(error_log||char(10),'')||? where status in ('pending','running') and (?3 is null or id in (select value from json_each(?3)))""",
+        (now, why, None if ids is None else _json(ids)))
+
 # %% ../../nbs/store/02_sqlite.ipynb #6b1563f5
 @patch
 def get(self:SqliteStore,
