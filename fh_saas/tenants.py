@@ -22,6 +22,7 @@ from .store.base import FINAL, StoreError, StoreMoved
 from .store.passport import new_identity, passport, stamp
 from .store.registry import Registry, TenantRow, check_id, check_share, check_zone
 from .store.sqlite import SqliteStore
+from .store.sqlite_file import is_behind
 from .tasks import Known, Tasks, register, shared, submitted
 from .telemetry import emit, log
 from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _job, _on_signals
@@ -619,17 +620,24 @@ def lifespan(self:Tenants)->Lifespan:
     return Lifespan(self)
 
 @patch
+def _become_worker(self:Tenants, threads, async_jobs):
+    "What `fh_saas worker` asks for: run jobs here, and hold none for a BackgroundTask that nobody will call"
+    o = self._options
+    o.update(worker=True, handoff=0, threads=threads or o['threads'], async_jobs=async_jobs or o['async_jobs'])
+    for m in list(self._managers.values()): m.__dict__.update(o)
+
+@patch
 def run(self:Tenants,
     threads:int=None, # Sync tasks that run at the same time; None for the number given to `Tenants`
     async_jobs:int=None, # Async tasks that run at the same time; None for the number given to `Tenants`
     stop:threading.Event=None, # Set it to end the run; None to end by SIGTERM or Ctrl-C alone
 ):
     "Run all tenants' jobs until told to stop, then drain. `worker=False` and `FH_SAAS_WORKER` do not keep it from that"
-    stop,o = stop or threading.Event(),self._options
-    o.update(worker=True, threads=threads or o['threads'], async_jobs=async_jobs or o['async_jobs'])
+    stop = stop or threading.Event()
+    self._become_worker(threads, async_jobs)
     w = self._serve()
     with _on_signals(lambda *_: stop.set()): stop.wait()
-    w.stop(o['drain_s'])
+    w.stop(self.drain_s)
     self.close()
 
 @patch
@@ -731,3 +739,11 @@ def migrate(self:Tenants,
         except (StoreError, KeyError) as e: bad[id] = str(e)
         if progress: progress(i+1, len(ids), id)
     return bad
+
+@patch
+def behind(self:Tenants)->list: # Ids; those whose database cannot be read are among them
+    "The tenants whose tables are of an older version"
+    def old(t):
+        try: return is_behind(t.path)
+        except (StoreError, KeyError): return True
+    return [t.id for t in self.values() if old(t)]

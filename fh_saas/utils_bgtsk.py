@@ -576,6 +576,11 @@ def lifespan(self:BackgroundTaskManager)->Lifespan:
 
 # %% ../nbs/20_utils_bgtsk.ipynb #17106c1a
 @patch
+def _become_worker(self:BackgroundTaskManager, threads, async_jobs):
+    "What `fh_saas worker` asks for: run jobs here, and hold none for a BackgroundTask that nobody will call"
+    self.worker,self.handoff,self.threads,self.async_jobs = True,0,threads or self.threads,async_jobs or self.async_jobs
+
+@patch
 def run(self:BackgroundTaskManager,
     threads:int=None, # Sync tasks that run at the same time; None for the manager's own number
     async_jobs:int=None, # Async tasks that run at the same time; None for the manager's own number
