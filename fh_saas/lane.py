@@ -59,6 +59,7 @@ class Lane:
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
         self.writes_only = False                   # served only until what waits is written: this process does not run its jobs
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
+        self.ended = 0                             # attempts whose end was written here
         self.hungry = self.lined = False
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
@@ -95,6 +96,7 @@ def turn(self:Lane,
     queues = self.acks,self.back,self.handed,self.aside
     if not any(queues) and not self.news and not self._claimable(limit): return []
     self.news,self.used_at = False,time.monotonic()
+    if self.due_at is None: self._look_ahead()
     taken = acks,back,handed,aside = [_take(o) for o in queues]
     try:
         with self.store.writing(wait_s, durable=bool(acks)):
@@ -126,6 +128,7 @@ def _write(self:Lane, acks):
         lost = {id(o) for o in self.store.ack([a.ack for a in rest])}
         refused += [a for a in rest if id(a.ack) in lost]
     used = [a for a in acks if a not in refused] if refused else acks
+    self.ended += len(used)
     if used: self.store.meter(used[-1].ended[:10], len(used), sum([a.took for a in used]), sum([len(a.claim.payload or '')+len(a.result or '') for a in used]))
     return refused
 
@@ -138,7 +141,7 @@ def _return(self:Lane, back, aside):
 def _claim(self:Lane, handed, limit, only):
     now,s = self.now(),self.store
     if handed: s.hand(handed, now)
-    if self.due_at is None or self.due_at<=self.clock(): s.promote(now)
+    if self.due_at is None or self.due_at<=self.clock(): s.promote(now); self.due_at = None
     if limit<=0 or self.closing or self.writes_only or s.is_shut(): return []
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
     claims = s.claim(self.owner, now, limit, self.lease(), only)
@@ -149,16 +152,17 @@ def _claim(self:Lane, handed, limit, only):
 def _claimable(self:Lane, limit):
     "Whether anything could be claimed; only reads"
     try:
-        if self.due_at is not None and self.due_at<=self.clock() and not (self.closing or self.writes_only): return True
-        if limit>0 and not self.closing and not self.writes_only and (self.parked or self.store.due(self.now())): return True
-        self._look_ahead()
+        if self.due_at is None: self._look_ahead()
+        if self.closing or self.writes_only: return False
+        if self.due_at is not None and self.due_at<=self.clock(): return True
+        return limit>0 and bool(self.parked or self.store.due())
     except Exception as e: self._sick(e)
     return False
 
 @patch
 def _later_changed(self:Lane, acks):
     "Whether the time of the next due job must be looked up again"
-    return self.due_at is None or self.due_at<=self.clock() or any(a.ack and a.ack.status=='pending' for a in acks)
+    return self.due_at is None or any(a.ack and a.ack.status=='pending' for a in acks)
 
 @patch
 def _look_ahead(self:Lane):

@@ -157,8 +157,8 @@ def _shut(self:LanePool, e):
     if lane.hungry and not lane.resting or lane.busy(): return False
     try:
         if lane.due_at is None: lane._look_ahead()
-        self.marks[e.id] = lane.store.mark()
-        more = lane.resting and lane.store.due(lane.now())
+        if lane.ended: self.marks[e.id] = lane.store.mark()
+        more = lane.resting and lane.store.due()
     except StoreError as x: log.info('%s', x)
     if not (self.worker.drop(lane) if self.worker else lane.close_idle()): return False
     self.open.pop(e.id, None)
@@ -199,7 +199,7 @@ def _serve(self:LanePool, e):
     lane = self.lane(e.id, wait=True)
     if lane.resting or w is None: return
     if lane.server is w: lane.news = True; w.kick(lane)
-    else: w.serve(lane)
+    else: w.serve(lane, here=True)
 
 @patch
 def _rest(self:LanePool):
@@ -260,7 +260,7 @@ def _mind(self:LanePool, e, now):
 @patch
 def start(self:LanePool,
     worker, # Has been joined with this pool
-    openers:int=2, # Threads that open databases
+    openers:int=2, # Threads that open databases; they spend most of their time waiting for the disk
 ):
     "Look into every tenant, and from then on into those that have something to do"
     with self._cond:

@@ -254,7 +254,7 @@ def _lane(self:Tenants, id):
 def _flush(self:Tenants):
     "Copy to the registry how many attempts have ended in each file"
     for e in list(self._pool.open.values()):
-        if (lane := e.lane) and lane.used_at>=self._marked and lane.pin():
+        if (lane := e.lane) and lane.ended and lane.used_at>=self._marked and lane.pin():
             try: self._pool.marks[e.id] = lane.store.mark()
             except StoreError: pass
             finally: lane.unpin()

@@ -137,6 +137,7 @@ def complete(self:SqliteStore,
 def _held(self:SqliteStore, sql, rows):
     "Run `sql` for each row of arguments; the places of those that changed nothing"
     if not rows: return []
+    if len(rows)==1: return [] if self._count(sql, rows[0]) else [0]
     c = self._c
     c.execute('savepoint held')
     try:
@@ -246,12 +247,9 @@ def next_due(self:SqliteStore)->str: # The time; None where nothing waits
     return rows[0][0] if rows else None
 
 @patch
-def due(self:SqliteStore,
-    now:str, # The time
-)->bool:
-    "Whether anything could be claimed now"
-    return bool(self.read('''select 1 from (select 1 from tenant_jobs indexed by tj_due where ready=1 limit 1) union all
-        select 1 from (select 1 from tenant_jobs indexed by tj_later where ready<=0 and run_at<=? limit 1)''', (now,)))
+def due(self:SqliteStore)->bool:
+    "Whether anything is due, as far as it has been promoted"
+    return bool(self.read('select 1 from tenant_jobs indexed by tj_due where ready=1 limit 1'))
 
 # %% ../../nbs/store/02_sqlite.ipynb #47b6bebd
 _TYPES = '''with recursive types(j) as (select min(job_type) from tenant_jobs union all

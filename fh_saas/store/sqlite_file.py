@@ -29,9 +29,9 @@ SCHEMA = '''create index if not exists tj_history on tenant_jobs(job_type, statu
 create index if not exists tj_due on tenant_jobs(priority, run_at) where ready=1;
 create index if not exists tj_later on tenant_jobs(run_at) where ready<=0;
 create index if not exists tj_parked on tenant_jobs(task) where ready=2;
-create table if not exists tenant_workers(id text primary key, lease_until text);
-create table if not exists tenant_meta(key text primary key, value text);
-create table if not exists tenant_usage(day text primary key, attempts integer, run_s real, bytes integer);'''
+create table if not exists tenant_workers(id text primary key, lease_until text) without rowid;
+create table if not exists tenant_meta(key text primary key, value text) without rowid;
+create table if not exists tenant_usage(day text primary key, attempts integer, run_s real, bytes integer) without rowid;'''
 
 def _upgrade(conn):
     "Bring the table to `VERSION`, whatever made it; inside the caller's transaction"
@@ -55,8 +55,11 @@ def is_behind(
 
 def _version(conn, key='schema'):
     "The version that the file's tables are at; 0 for none, or the older package's"
-    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0
-    return int((conn.execute("select value from tenant_meta where key=?", (key,)).fetchall() or [(0,)])[0][0])
+    try: rows = conn.execute("select value from tenant_meta where key=?", (key,)).fetchall()
+    except apsw.SQLError:                    # most likely there is no such table
+        if conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return _version(conn, key)     # somebody has just made it
+        rows = ()
+    return int(rows[0][0]) if rows else 0
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #6c1c1208
 class _Conn:
@@ -143,7 +146,7 @@ class SqliteFile:
         open_s:float=None, # How long to wait for them while opening; None for `wait_s`
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
-        self._queue,self._qlock,self._leading,self._last,self._seen = [],threading.Lock(),False,1,None
+        self._queue,self._qlock,self._leading,self._last,self._seen,self._full = [],threading.Lock(),False,1,None,True
         self._writer = _Conn(self.path, conn if self.memory else None)
         try:
             with self._writer.use(wait_s if open_s is None else open_s) as c: self._prepare(c)
@@ -185,14 +188,18 @@ def writing(self:SqliteFile,
     "One transaction: committed at the end, undone by an exception. Raises `StoreBusy` or `StoreError`"
     with self._writer.use(self.wait_s if wait_s is None else wait_s) as c:
         if self.memory: self._own(c)
-        if not durable: c.execute('pragma synchronous=normal')
+        if durable!=self._full: self._set_full(durable)
         try:
             c.execute('begin immediate')
             yield c
             c.execute('commit')
         except BaseException: _rollback(c); raise
-        finally:
-            if not durable: c.execute('pragma synchronous=full')
+
+@patch
+def _set_full(self:SqliteFile, full):
+    "From now on commits of the writing connection survive a power cut, or only the end of the process"
+    self._writer.conn.execute(f'pragma synchronous={"full" if full else "normal"}')
+    self._full = full
 
 @patch
 def moved(self:SqliteFile)->bool:
@@ -229,9 +236,8 @@ def read(self:SqliteFile,
 
 @patch
 def changed(self:SqliteFile)->bool:
-    "Whether anybody has written to the file since the last call"
-    if self._reader is None: self._open_reader()
-    with self._reader.use(self.wait_s) as c: v = c.execute('pragma data_version').fetchall()[0][0]
+    "Whether another connection has written to the file since the last call; also True once after the reading connection was opened"
+    v = self.read('pragma data_version')
     was,self._seen = self._seen,v
     return v!=was
 
@@ -378,6 +384,7 @@ def _alone(self:SqliteFile, op, left_s):
     if not w.lock.acquire(timeout=left_s): raise StoreBusy(f'{self.path} was in use by another thread of this process for {left_s:.2g} s')
     try:
         w.deadline,w.wait_s = time.monotonic()+left_s,left_s
+        if not self._full: self._set_full(True)
         w.conn.execute(op.sql, op.rows[0])
     except apsw.Error as e: raise store_error(e, self.path, left_s) from e
     finally:
