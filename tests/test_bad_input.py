@@ -1,11 +1,11 @@
 "Bad input of every kind: a clear error and nothing stored; and a database that is locked, read-only, full, damaged or gone"
-import asyncio, json, os, sqlite3, sys, threading, time
+import asyncio, json, os, sqlite3, subprocess, sys, threading, time
 from pathlib import Path
 
 import apsw, pytest, work
 from fastlite import Database
 from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound, StoreBusy, StoreError
-from util import PRE, done, process, run_py, said, until
+from util import PRE, done, env, process, run_py, said, until
 
 def add(a, b=1): return a+b
 def nokw(): return 1
@@ -474,6 +474,33 @@ wait(m, id)
 assert not [j for j in m.list_jobs(limit=1000) if j.retry_count]
 out('ok', err)''', good.path, good.dir)
     assert 'ok' in o and len(bad.log('start'))==1
+
+def on_a_small_disk(t, code, size='9m'):
+    "Run `code` with the tenant's folder on a file system of its own, which goes with the process; skips where that may not be made"
+    unshare = ['unshare', '-m'] if os.getuid()==0 else ['unshare', '-rm']
+    try: can = subprocess.run([*unshare, 'sh', '-c', f'mount -t tmpfs none {t.dir}'], capture_output=True).returncode==0
+    except OSError: can = False
+    if not can: pytest.skip('no right to mount a file system')
+    sh = f'mount -t tmpfs -o size={size} none {t.dir} && exec {sys.executable} -c "$0" {t.path} {t.dir}'
+    return subprocess.run([*unshare, 'sh', '-c', sh, PRE+code], capture_output=True, text=True, timeout=60, env=env())
+
+def test_full_disk_under_what_executes(t):
+    "A disk that fills up while jobs wait: the process lives, also where the log has room for claims but nothing else can grow"
+    p = on_a_small_disk(t, '''
+def noop(x): pass
+m = mgr(worker=False)
+for i in range(300): m.submit('n', noop, x='x'*500)
+db.q('pragma wal_checkpoint(restart)')
+try:
+    with open(folder+'/fill', 'wb', buffering=0) as f:
+        while True: f.write(b'x'*1024)
+except OSError: pass
+m.run_due()
+os.remove(folder+'/fill')
+time.sleep(.1)
+while m.list_jobs(status='pending', limit=1): m.run_due()
+out(len(m.list_jobs(status='completed', limit=1000)))''')
+    assert (p.returncode,p.stdout)==(0,'300\n'), (p.returncode, p.stdout, p.stderr)
 
 GONE = '''
 def wait(id):
