@@ -463,7 +463,8 @@ def transaction(self:BackgroundTaskManager)->Transaction: # A context manager, s
 def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
     "Run jobs in this thread until none is due"
     lane,n = self._lane,0
-    lane.due_at = None
+    if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
+    lane.due_at,lane.writes_only = None,False
     while True:
         with lane.turning: got = lane.turn(1)
         if not got and not lane.aside: return n

@@ -342,6 +342,7 @@ def test_by_hand_under_a_lock_starts_no_worker(t):
     try: until(lambda: not m.db.q("select * from tenant_workers where id='dead'"), 1.2)
     except AssertionError: pass
     assert not t.log('ran') and m.get_job(other).status=='pending'
+    assert m.run_due()==1 and len(t.log('ran'))==1, 'until it is asked for'
 
 @pytest.mark.parametrize('n', [1, 6])
 def test_locked_tenants_do_not_hold_up_others(tenants, n):
