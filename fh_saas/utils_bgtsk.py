@@ -416,7 +416,10 @@ class Transaction:
         self._leave()
         await asyncio.to_thread(self._end, typ is None)
     def _enter(self, db): self._token = _tx.set(self); return db
-    def _leave(self): _tx.reset(self._token); self.open = False
+    def _leave(self):
+        self.open = False
+        try: _tx.reset(self._token)
+        except ValueError: pass            # a generator that goes on elsewhere than it began: there, it is not set
 
 # %% ../nbs/20_utils_bgtsk.ipynb #c68cb1fd
 @patch

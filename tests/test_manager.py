@@ -1,6 +1,7 @@
 "The manager in one process: retry times, transactions, arguments, what the BackgroundTask does, and what it costs to have"
 import asyncio, gc, inspect, json, os, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -349,6 +350,31 @@ def test_transaction_nested_and_foreign(t, tenants, notes):
             other.submit('a', add, a=1)
             raise ValueError
     assert m.list_jobs()==[] and len(other.list_jobs())==2
+
+@pytest.mark.parametrize('ok', [True, False])
+def test_transaction_that_ends_in_another_context(t, notes, ok):
+    "A generator may be run to its end, or closed, elsewhere than it began: the block ends as ever, and the file is not left locked"
+    m = t.look(busy_s=.3)
+    def gen():
+        with m.transaction() as tx:
+            tx.t.note.insert(dict(x='a'))
+            m.submit('a', add, a=1)
+            yield
+    async def agen():
+        async with m.transaction() as tx:
+            tx.t.note.insert(dict(x='a'))
+            m.submit('a', add, a=1)
+            yield
+    async def aboth():
+        g = agen()
+        await asyncio.create_task(anext(g))
+        await asyncio.create_task(anext(g, None) if ok else g.aclose())
+    g = gen()
+    copy_context().run(next, g)
+    copy_context().run(lambda: next(g, None) if ok else g.close())
+    asyncio.run(aboth())
+    assert notes()==['a','a']*ok and len(m.list_jobs())==2*ok
+    m.submit('a', add, a=1)
 
 def test_transaction_is_of_its_thread(t, notes):
     "P5: a thread that knows nothing of the block does not join it"
