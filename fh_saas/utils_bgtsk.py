@@ -87,7 +87,7 @@ class BackgroundTaskManager:
         self._known,self._generation = None,-1
         self._meet(tasks, sys._getframe(1).f_globals.get('__name__'))
         if self.worker and self._lane.store.unfinished(): self._serve()
-    def __repr__(self): return f'BackgroundTaskManager({self.db.conn.filename or ":memory:"!r})'
+    def __repr__(self): return f'BackgroundTaskManager({self._open.name!r})'
 
 # %% ../nbs/20_utils_bgtsk.ipynb #b5a73fef
 def _check_options(clock, wait_s, **nums):

@@ -402,6 +402,14 @@ def test_close(t):
     for o in ids: assert done(m2, o).retry_count==0
     assert sorted(o[2] for o in t.log('start'))==list('01234')
 
+def test_closed_with_its_database(t):
+    "A closed manager says so also when the Database was closed before or after it; an open one goes on without the app's connection"
+    m,db = t.mgr(handoff=0),t.dbs[0]
+    db.conn.close()
+    assert done(m, m.submit('a', add, a=1)[0]).result=='2' and 't.db' in repr(m)
+    m.close()
+    with pytest.raises(RuntimeError, match=r'(?s)t\.db.*closed'): m.submit('a', add, a=1)
+
 def test_closed_manager_in_flight(t):
     "A BackgroundTask whose manager was closed meanwhile ends quietly; its job waits for the next one"
     m = t.mgr()
