@@ -3,6 +3,7 @@ import asyncio, gc, inspect, json, os, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from datetime import datetime, timedelta
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import psutil, pytest, typed, work
@@ -232,7 +233,7 @@ class Odd: pass
 @pytest.mark.parametrize('f,v,why', [
     (typed.of_any, typed.now, 'annotate'), (typed.of_any, {1}, 'annotate'), (typed.of_any, (1,2), 'annotate'), (typed.of_any, b'x', 'annotate'),
     (typed.of_any, Odd(), 'annotate'), (typed.of_any, {1:2}, 'annotate'), (typed.of_any, float('nan'), 'NaN|annotate'), (typed.of_int, float('inf'), 'infinity'),
-    (typed.of_int, typed.uid, 'int'), (typed.of_uuid, typed.now, 'UUID'), (typed.of_set, {'a'}, 'set'), (typed.of_datetime, datetime(2026,1,2,tzinfo=ZoneInfo('Europe/Berlin')), 'ZoneInfo'),
+    (typed.of_decimal, Decimal('NaN'), 'same'), (typed.of_decimal, Decimal('sNaN'), 'InvalidOperation'), (typed.of_int, typed.uid, 'int'), (typed.of_uuid, typed.now, 'UUID'), (typed.of_set, {'a'}, 'set'), (typed.of_datetime, datetime(2026,1,2,tzinfo=ZoneInfo('Europe/Berlin')), 'ZoneInfo'),
     (typed.of_tuple, (1,2), ''), (typed.of_any, threading.Lock(), 'annotate'), (typed.of_any, [[typed.now]], 'annotate'), 
     pytest.param(typed.of_any, 10**5000, '', id='huge int'), (typed.of_any, '\ud800', ''), (typed.of_any, {'\ud800':1}, '')])
 def test_refused_arguments(t, f, v, why):
