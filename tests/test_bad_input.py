@@ -146,6 +146,12 @@ class Evil(BaseException):
     __repr__ = __str__
 class Odd(Exception):
     def __str__(self): return 3
+class Falsy(Exception):
+    def __bool__(self): return False
+class NoName(type):
+    @property
+    def __name__(self): raise RuntimeError('no name')
+class Nameless(Exception, metaclass=NoName): pass
 
 def chain():
     a,b = ValueError('first'),KeyError('second')
@@ -162,6 +168,7 @@ def mute(): raise Mute
 def base(): raise Base('base')
 def evil(): raise Evil
 def odd(): raise Odd
+def nameless(): raise Nameless
 def stops(): raise StopIteration(3)
 def gen_exit(): raise GeneratorExit
 def cancelled(): raise asyncio.CancelledError
@@ -180,9 +187,13 @@ async def a_mute(): raise Mute
 async def a_base(): raise Base('base')
 async def a_stops(): raise StopIteration(3)
 async def a_recurse(): return recurse()
+async def a_evil(): raise Evil
+async def a_nameless(): raise Nameless
+async def a_falsy(): raise Falsy
 bad_tasks = dict(chain='first', recurse='RecursionError', big='ValueError: <xxx', surrogate=r'bad \\ud800 text', exits='SystemExit', interrupted='KeyboardInterrupt', mute='Mute', base='Base: base', evil='Evil', odd='Odd',
     stops='StopIteration', gen_exit='GeneratorExit', cancelled='CancelledError', group='ExceptionGroup', notes='noted', syntax='SyntaxError', memory='MemoryError', decode='UnicodeDecodeError', os_error='No such file',
-    thread_exit='SystemExit', a_exits='SystemExit', a_interrupted='KeyboardInterrupt', a_mute='Mute', a_base='Base: base', a_stops='StopIteration', a_recurse='RecursionError')
+    thread_exit='SystemExit', a_exits='SystemExit', a_interrupted='KeyboardInterrupt', a_mute='Mute', a_base='Base: base', a_stops='StopIteration', a_recurse='RecursionError',
+    nameless='Nameless', a_evil='Evil', a_nameless='Nameless', a_falsy='Falsy')
 
 @pytest.mark.parametrize('name', list(bad_tasks))
 def test_bad_tasks(t, name):
@@ -235,8 +246,12 @@ def test_falsy_results(t, v, j):
     id,bg = m.submit('r', lambda: v); bg.func(*bg.args)
     assert (m.get_job(id).status,m.get_job(id).result,m.get_job(id).error_log)==('completed',j,None)
 
+class Muted(int):
+    def __getattribute__(self, k): raise Evil
+    __repr__ = __str__ = __hash__ = __index__ = __int__ = lambda self: self.nope
+
 results = dict(object=object, slots=Slots, lock=threading.Lock, generator=lambda: (o for o in ()), nan=lambda: float('nan'), nested_nan=lambda: {'a':[float('inf')]}, surrogate=lambda: '\ud800', cyclic=cyclic, deep=deep,
-    function=lambda: add, complex=lambda: 1j, exception=lambda: ValueError('x'), trap=Trap, trapdict=lambda: TrapDict(a=1), cls=lambda: int, module=lambda: os)
+    function=lambda: add, complex=lambda: 1j, exception=lambda: ValueError('x'), trap=Trap, trapdict=lambda: TrapDict(a=1), cls=lambda: int, module=lambda: os, nameless=Nameless, muted=lambda: Muted(1))
 
 @pytest.mark.parametrize('name', list(results))
 def test_results_without_json(t, name):
@@ -246,6 +261,15 @@ def test_results_without_json(t, name):
     id,_ = m.submit('r', task)
     j = done(m, id, 4)
     assert n==[1] and j.retry_count==0 and (name=='trapdict' or j.result is None and 'result' in j.error_log)
+
+def test_async_results_are_not_shown(t):
+    "An async task by hand whose result must not be printed completes; the main thread can run loops after it"
+    m = t.look()
+    async def task(): return Evil()
+    id,bg = m.submit('r', task)
+    bg.func(*bg.args)
+    assert m.get_job(id).status=='completed' and 'Evil' in m.get_job(id).error_log
+    asyncio.run(asyncio.sleep(0))
 
 def gen(): yield 1
 async def agen(): yield 1
