@@ -7,7 +7,7 @@ __all__ = ['options', 'shared', 'submitted', 'module_name', 'lookup', 'task_name
            'register', 'Known']
 
 # %% ../nbs/06_tasks.ipynb #075b8196
-import inspect, sys, time
+import inspect, sys, threading, time
 from fastcore.basics import patch
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import Callable
 # %% ../nbs/06_tasks.ipynb #290d008e
 def module_name(
     name:str, # A module's `__name__`
-)->str: # The same, or for `__main__` the name under which others would import it
+)->str: # The same, or for the script that was started the name under which others would import it
     "The name of a module that stays the same however the program is started"
-    if name!='__main__': return name
-    main = sys.modules.get('__main__')
+    if name not in ('__main__', '__mp_main__'): return name
+    main = sys.modules.get(name)
     if spec := getattr(main, '__spec__', None): return spec.name.removesuffix('.__main__')
     file = getattr(main, '__file__', None)
-    return Path(file).stem if file else '__main__'
+    return Path(file).stem if file else name
 
 # %% ../nbs/06_tasks.ipynb #41a9f9bf
 def lookup(
@@ -240,10 +240,21 @@ def _at_home(self:Known, name):
 
 # %% ../nbs/06_tasks.ipynb #2928f693
 _first = {}   # when a module made its first manager
+_watch_s,_watched = 0.,False   # when to look again; what was seen
+
+def _watches_others():
+    "Whether the main thread runs uvicorn's reloader or its keeper of several workers"
+    global _watch_s,_watched
+    if (t := time.monotonic())>=_watch_s:
+        f = sys._current_frames().get(threading.main_thread().ident) if 'uvicorn.supervisors' in sys.modules else None
+        while f and not (f.f_code.co_name=='run' and f.f_globals.get('__name__', '').startswith('uvicorn.supervisors.')): f = f.f_back
+        _watch_s,_watched = t+.5,f is not None
+    return _watched
 
 @patch
 def ready(self:Known)->bool:
-    "Whether the module that made the manager has come to its end"
+    "Whether the module that made the manager has come to its end, and this process is one that serves"
+    if _watches_others(): return False
     if self._maker is None: return True
     if self._maker=='__main__' and not hasattr(sys, 'ps1') and time.monotonic()<_first['__main__']+.5: return False
     if getattr(getattr(sys.modules.get(self._maker), '__spec__', None), '_initializing', False): return False
