@@ -114,6 +114,8 @@ def _lane(self:BackgroundTaskManager):
     "The lane of this manager's database; a new one after a fork, or if the file was replaced"
     if self._generation==generation[0] and not self._open.closed: return self._open
     if self.closed: raise RuntimeError(f'{self!r} is closed')
+    if self._known and not self._open.store.memory and not os.path.exists(self._open.key):
+        raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
     self._open = lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
     lane.users.add(self)
     self._known,self._generation = lane.known,generation[0]
@@ -129,7 +131,6 @@ def _live(self:BackgroundTaskManager):
 def _again(self:BackgroundTaskManager, lane):
     "The lane of the file that lies there now"
     lane.close()
-    if not os.path.exists(lane.key): raise StoreError(f'{lane.key} was deleted; make a new Database and a manager on it')
     return self._lane
 
 @patch

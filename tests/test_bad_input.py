@@ -540,7 +540,12 @@ except StoreError as e: err = str(e)
 import subprocess
 there = "import apsw,sys; print([o[0] for o in apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READONLY).execute('select id from tenant_jobs')])"
 if got: assert got in subprocess.check_output([sys.executable, '-c', there, path], text=True), 'submit returned, and the job is nowhere'
-else: assert 't.db' in err, err
+else:
+    assert 't.db' in err, err
+    for f in (lambda: m.submit('q', quick, folder=folder), lambda: m.list_jobs(), lambda: m.transaction()):     # and stays with it
+        try: f(); raise SystemExit('an empty file was made in its place')
+        except StoreError as e: assert 'deleted' in str(e)
+    assert not os.path.exists(path)
 out('ok', err)
 m2 = BackgroundTaskManager(database(path), handoff=0)
 id,_ = m2.submit('q', quick, folder=folder, name='third'); wait(id)
