@@ -1,8 +1,8 @@
 "Bad input of every kind: a clear error and nothing stored; and a database that is locked, read-only, full, damaged or gone"
-import asyncio, json, os, sqlite3, subprocess, sys, threading, time
+import asyncio, gc, json, os, sqlite3, subprocess, sys, threading, time
 from pathlib import Path
 
-import apsw, pytest, work
+import apsw, psutil, pytest, work
 from fastlite import Database
 from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound, StoreBusy, StoreError
 from util import PRE, done, env, process, run_py, said, until
@@ -428,6 +428,13 @@ def test_not_a_database_file(tenants, what):
     bad.path.write_bytes(what)
     db = Database(plain_conn(bad.path))
     with pytest.raises(StoreError, match=r'bad/t\.db'): BackgroundTaskManager(db, handoff=0)
+    n = psutil.Process().num_fds()
+    gc.disable()
+    try:
+        for _ in range(20):                       # a manager for each request, as people make them
+            with pytest.raises(StoreError): BackgroundTaskManager(db, handoff=0)
+        assert psutil.Process().num_fds()==n, 'nothing of the failure stays open'
+    finally: gc.enable()
     db.conn.close()
     g = good.mgr(handoff=0)
     done(g, g.submit('q', work.quick, folder=str(good.dir))[0])

@@ -130,7 +130,11 @@ class SqliteFile:
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
         self._queue,self._qlock,self._leading,self._last = [],threading.Lock(),False,1
         self._writer = _Conn(self.path, conn if self.memory else None)
-        with self._writer.use(wait_s) as c: self._prepare(c)
+        try:
+            with self._writer.use(wait_s) as c: self._prepare(c)
+        except BaseException:
+            if not self.memory: self._writer.conn.close()
+            raise
         self.wal_pages,self.inode = 0,None if self.memory else _inode(self.path)
         if not self.memory: self._writer.conn.set_wal_hook(self._grown)
 
