@@ -130,7 +130,7 @@ def add(self:Tasks,
     if 'max_retries' in defaults: check_tries(defaults['max_retries'])
     if name is None: name = _own_name(func)
     if not isinstance(name, str) or not name: raise ValueError(f'a task name must be text that is not empty, not {name!r}')
-    old = self._named.get(name)
+    old = self.get(name)
     if old and old.func is not func and not _redefines(func, old.func):
         raise ValueError(f'task name {name!r} is already registered for {_where(old.func)}; {_where(func)} needs another name')
     self._named[name] = t = Task(func, name, **defaults)
@@ -204,11 +204,13 @@ def of(self:Known,
     func:Callable, # What was given to `submit`
     alone:str, # Suffix that makes the name of a nameless function this process's own
 )->tuple: # (`Task`, whether it has no name outside this process)
-    "The task for a function, made known if it was not"
-    if t := self.tasks.find(func): return t,False
-    if name := task_name(func):
+    "The task for a function, made known if it was not. Raises `ValueError` if its name would lead a row to another function"
+    t = self.tasks.find(func)
+    if t is None and (name := task_name(func)):
         t = submitted.get(name)
         if t is None or t.func is not func: submitted[name] = t = Task(func, name)
+    if t:
+        if (o := self.tasks.get(t.name)) and o.func is not t.func: t = self.tasks.add(t.func, t.name, **o.defaults)   # defined anew, or a conflict
         return t,False
     o = func if hasattr(func, '__qualname__') else getattr(func, 'func', type(func))
     return Task(func, f'{module_name(getattr(o, "__module__", "?") or "?")}:{getattr(o, "__qualname__", "?")}@{alone}'),True

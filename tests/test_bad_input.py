@@ -4,7 +4,8 @@ from pathlib import Path
 
 import apsw, psutil, pytest, work
 from fastlite import Database
-from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound, StoreBusy, StoreError
+from fh_saas.tasks import shared
+from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound, StoreBusy, StoreError, task
 from util import PRE, done, env, process, run_py, said, until
 
 def add(a, b=1): return a+b
@@ -89,6 +90,31 @@ def test_one_name_for_two_functions(t):
         with pytest.raises(TypeError, match='callable'): t.look(tasks=bad)
     with pytest.raises(TypeError, match="'retries'"): m.task(name='y', retries=3)(nokw)
     assert len(m.list_jobs())==1
+
+def other(): return 'other'
+def test_one_name_in_both_registries(t, monkeypatch):
+    "The registry that managers share and a manager's own: no function runs in another's place"
+    m = t.look()
+    for o in ('_named','_of'): monkeypatch.setattr(shared, o, {})
+    task(name='shared name')(nokw)
+    with pytest.raises(ValueError, match=r"(?s)'shared name'.*nokw.*other"): m.task(name='shared name')(other)
+    m.task(name='own name')(other)
+    task(name='own name')(nokw)                # no manager's registry is looked at here; submit tells
+    m.task(name='test_bad_input:third')(add)
+    for f in (nokw, third): refused(m, ValueError, r"(own name'|third').*needs another name", lambda: m.submit('a', f))
+    id,bg = m.submit('a', other); bg.func(*bg.args)
+    assert m.get_job(id).result=='"other"'
+def third(): return 'third'
+
+def test_defined_anew_without_the_decorator(t):
+    "The newest definition of a registered function wins"
+    m,ns = t.look(),dict(__name__='test_bad_input')
+    for v in (1,2):
+        exec(f'def anew(): return {v}', ns)
+        globals()['anew'] = ns['anew']
+        if v==1: m.task(max_retries=7)(ns['anew'])
+        id,bg = m.submit('a', ns['anew']); bg.func(*bg.args)
+        assert (m.get_job(id).result,m.get_job(id).max_retries)==(str(v),7)
 
 def test_two_nameless_functions_of_one_name(t):
     "Lambdas and closures of the same qualified name are not mixed up"
