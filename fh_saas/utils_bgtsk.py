@@ -190,7 +190,7 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
 
 def _text(s):
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
-    return str(s)
+    return str.__str__(s)     # an enum's own `str` gives its name
 
 # %% ../nbs/20_utils_bgtsk.ipynb #3fe3240b
 _tx = ContextVar('fh_saas_transaction', default=None)   # the `transaction()` block around the call

@@ -1,5 +1,6 @@
 "Bad input of every kind: a clear error and nothing stored; and a database that is locked, read-only, full, damaged or gone"
 import asyncio, gc, json, os, sqlite3, subprocess, sys, threading, time
+from enum import Enum
 from pathlib import Path
 
 import apsw, psutil, pytest, work
@@ -28,6 +29,12 @@ def test_job_type(m, jt, exc):
     refused(m, exc, 'job_type', lambda: m.submit(jt, add, a=1))
     refused(m, exc, 'job_type', lambda: m.submit_many(jt, add, [dict(a=1)]))
     refused(m, exc, 'job_type', lambda: asyncio.run(m.asubmit(jt, add, a=1)))
+
+def test_job_type_of_a_text_class(m):
+    "A member of an enum of texts is the text, when it is stored and when it is asked for"
+    class Kind(str, Enum): sync = 'sync'
+    id,_ = m.submit(Kind.sync, add, a=1)
+    assert m.get_job(id).job_type=='sync' and [o.id for o in m.list_jobs(Kind.sync)]==[o.id for o in m.list_jobs('sync')]==[id]
 
 @pytest.mark.parametrize('f', [None, 3, 'add', b'x', add(1), {}, object()])
 def test_not_callable(m, f): "A task that cannot be called"; refused(m, TypeError, 'callable', lambda: m.submit('a', f, a=1))
