@@ -272,7 +272,7 @@ class _Guard:
         async for _ in req.stream(): pass       # a browser shows the answer only after it has sent everything
         return _sorry(413, f'The upload is longer than {LIMIT//2**20} MiB.')
 
-# %% ../nbs/31_demo.ipynb #1ee7f1c8
+# %% ../nbs/31_demo.ipynb #9e1f06e1
 _head = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
     Meta(name='color-scheme', content='light dark'), Meta(http_equiv='Content-Security-Policy', content="default-src 'self'"),
     Link(rel='icon', href='/assets/demo.svg'), Link(rel='stylesheet', href='/assets/demo.css'))
@@ -281,7 +281,7 @@ def _sorry(status, why):
     title,*body = _frame('', Section(H1(why), P(A('Back to the tenants', href='/')), cls='card'))
     return HTMLResponse('<!doctype html>'+to_xml(Html(Head(title, *_head), Body(*body), lang='en')), status_code=status)
 
-#| export
+# %% ../nbs/31_demo.ipynb #1ee7f1c8
 def make_app(
     tenants:dict, # `Tenant`s by name
     lifespan=None, # What starts and stops with the app

@@ -42,8 +42,12 @@ def failed(
     try:
         lines = traceback.format_exception(type(e), e, _theirs(e.__traceback__))
         one = traceback.format_exception_only(type(e), e)[-1].strip()
-    except BaseException as bad: lines = [one := f'{type(e).__name__} (no stack trace: {type(bad).__name__})']
+    except BaseException as bad: lines = [one := f'{_name(e)} (no stack trace: {_name(bad)})']
     return Outcome('failed', error=clip(''.join(lines)), summary=clip(one, 200))
+
+def _name(o):
+    "The name of an object's class, whatever its metaclass says"
+    return type.__dict__['__name__'].__get__(type(o))
 
 def _theirs(tb):
     "The stack from the first frame that is not this module's"
@@ -59,7 +63,7 @@ def returned(
 )->Outcome:
     "A return value as an outcome"
     try: return _quick(Outcome, ('returned', dump_result(v), None, None))
-    except BaseException as e: return Outcome('returned', error=clip(f'completed, but its result of type {type(v).__name__} was not kept: {e}'))
+    except BaseException as e: return Outcome('returned', error=clip(f'completed, but its result of type {_name(v)} was not kept: {failed(e).summary}'))
 
 def call(
     task:Task, # What to run
@@ -74,17 +78,17 @@ def call(
     return returned(v)
 
 # %% ../nbs/10_executor.ipynb #97869be2
-async def _wait(aw):
-    "(result, None) or (None, exception): asyncio must not hold the exception, for it would print it, and its repr may raise"
-    try: return await aw,None
-    except BaseException as e: return None,e
-
 def _alone(aw):
     "Await `aw` in a thread that may or may not already run a loop"
-    if asyncio._get_running_loop() is None: v,e = asyncio.run(_wait(aw))
+    got = []
+    async def wait():      # asyncio must hold neither result nor exception: it prints them, and their repr may raise
+        try: got.append((await aw, None))
+        except BaseException as e: got.append((None, e))
+    if asyncio._get_running_loop() is None: asyncio.run(wait())
     else:
-        with ThreadPoolExecutor(1) as ex: v,e = ex.submit(asyncio.run, _wait(aw)).result()
-    if e: raise e
+        with ThreadPoolExecutor(1) as ex: ex.submit(asyncio.run, wait()).result()
+    v,e = got[0]
+    if e is not None: raise e
     return v
 
 async def acall(

@@ -63,8 +63,9 @@ def _dump_rich(func, name, v):
     try:
         raw = msgspec.json.decode(msgspec.json.encode(v))
         back = _typed(raw, ann)
+        same = _same(v, back)
     except Exception as e: raise no(f'this {_tname(v)} cannot be stored as JSON and read back as {ann!r}: {e}' + _hint(v)) from None
-    if not _same(v, back):
+    if not same:
         raise no(f'this {_tname(v)} would arrive as {back!r}, which is not the same' + _hint(v))
     return raw
 

@@ -15,7 +15,7 @@ try: import fcntl
 except ImportError: fcntl = None   # Windows: no such locks, so leases alone decide
 
 # %% ../nbs/07_presence.ipynb #4f222eba
-_SLOT,_NSLOTS = struct.Struct('<40sI'),8192
+_SLOT,_NSLOTS,_STEP = struct.Struct('<40sI'),8192,8192   # a slot; how many; bytes to ask the disk for at a time
 _here = weakref.WeakSet()   # this process's presences, for the fork handler
 
 class Presence:
@@ -27,7 +27,7 @@ class Presence:
         self.bells = self.dir/'bells'
         self._bells,self._heard_of = str(self.bells),(None,())
         self.bells.mkdir(parents=True, exist_ok=True)
-        self._free,self._sock,self._lock,self._warned = deque(range(_NSLOTS)),None,threading.Lock(),False
+        self._free,self._room,self._sock,self._lock,self._warned = deque(),0,None,threading.Lock(),False
         self.uses,self._noted,self._list,self._lines,self._dead = 0,set(),None,0,set()
         self._open_run()
         self._open_bell()
@@ -68,14 +68,27 @@ def mark(self:Presence,
     job_id:str, # The job whose attempt begins
     fence:int, # Its fence
     slot:int=None, # The slot of an attempt that ended in the same thread, to be overwritten; None for a free one
-)->int: # The slot, for `unmark` or the next `mark`; None where all are taken
+)->int: # The slot, for `unmark` or the next `mark`; None where all are taken or the disk is full
     "Note that an attempt executes; survives `kill -9`"
     if self._fd is None: return None
     if slot is None:
         try: slot = self._free.popleft()
-        except IndexError: return None
+        except IndexError: slot = self._more()
+        if slot is None: return None
     _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode()[:40], fence)
     return slot
+
+@patch
+def _more(self:Presence):
+    "A slot of those that the next piece of the file has room for; None if there is none"
+    with self._lock:
+        a,b = self._room,min(self._room+_STEP, _SLOT.size*_NSLOTS)
+        try:
+            if self._fd is None or a==b or os.pwrite(self._fd, bytes(b-a), a)<b-a: return None
+        except OSError: return None
+        self._room,new = b,range(a//_SLOT.size, b//_SLOT.size)
+        self._free.extend(new[1:])
+        return new[0]
 
 @patch
 def unmark(self:Presence,

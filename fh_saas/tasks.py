@@ -7,7 +7,7 @@ __all__ = ['options', 'shared', 'submitted', 'module_name', 'lookup', 'task_name
            'register', 'Known']
 
 # %% ../nbs/06_tasks.ipynb #075b8196
-import inspect, sys, time
+import inspect, sys, threading, time
 from fastcore.basics import patch
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from typing import Callable
 # %% ../nbs/06_tasks.ipynb #290d008e
 def module_name(
     name:str, # A module's `__name__`
-)->str: # The same, or for `__main__` the name under which others would import it
+)->str: # The same, or for the script that was started the name under which others would import it
     "The name of a module that stays the same however the program is started"
-    if name!='__main__': return name
-    main = sys.modules.get('__main__')
+    if name not in ('__main__', '__mp_main__'): return name
+    main = sys.modules.get(name)
     if spec := getattr(main, '__spec__', None): return spec.name.removesuffix('.__main__')
     file = getattr(main, '__file__', None)
-    return Path(file).stem if file else '__main__'
+    return Path(file).stem if file else name
 
 # %% ../nbs/06_tasks.ipynb #41a9f9bf
 def lookup(
@@ -130,7 +130,7 @@ def add(self:Tasks,
     if 'max_retries' in defaults: check_tries(defaults['max_retries'])
     if name is None: name = _own_name(func)
     if not isinstance(name, str) or not name: raise ValueError(f'a task name must be text that is not empty, not {name!r}')
-    old = self._named.get(name)
+    old = self.get(name)
     if old and old.func is not func and not _redefines(func, old.func):
         raise ValueError(f'task name {name!r} is already registered for {_where(old.func)}; {_where(func)} needs another name')
     self._named[name] = t = Task(func, name, **defaults)
@@ -204,11 +204,13 @@ def of(self:Known,
     func:Callable, # What was given to `submit`
     alone:str, # Suffix that makes the name of a nameless function this process's own
 )->tuple: # (`Task`, whether it has no name outside this process)
-    "The task for a function, made known if it was not"
-    if t := self.tasks.find(func): return t,False
-    if name := task_name(func):
+    "The task for a function, made known if it was not. Raises `ValueError` if its name would lead a row to another function"
+    t = self.tasks.find(func)
+    if t is None and (name := task_name(func)):
         t = submitted.get(name)
         if t is None or t.func is not func: submitted[name] = t = Task(func, name)
+    if t:
+        if (o := self.tasks.get(t.name)) and o.func is not t.func: t = self.tasks.add(t.func, t.name, **o.defaults)   # defined anew, or a conflict
         return t,False
     o = func if hasattr(func, '__qualname__') else getattr(func, 'func', type(func))
     return Task(func, f'{module_name(getattr(o, "__module__", "?") or "?")}:{getattr(o, "__qualname__", "?")}@{alone}'),True
@@ -240,10 +242,21 @@ def _at_home(self:Known, name):
 
 # %% ../nbs/06_tasks.ipynb #2928f693
 _first = {}   # when a module made its first manager
+_watch_s,_watched = 0.,False   # when to look again; what was seen
+
+def _watches_others():
+    "Whether the main thread runs uvicorn's reloader or its keeper of several workers"
+    global _watch_s,_watched
+    if (t := time.monotonic())>=_watch_s:
+        f = sys._current_frames().get(threading.main_thread().ident) if 'uvicorn.supervisors' in sys.modules else None
+        while f and not (f.f_code.co_name=='run' and f.f_globals.get('__name__', '').startswith('uvicorn.supervisors.')): f = f.f_back
+        _watch_s,_watched = t+.5,f is not None
+    return _watched
 
 @patch
 def ready(self:Known)->bool:
-    "Whether the module that made the manager has come to its end"
+    "Whether the module that made the manager has come to its end, and this process is one that serves"
+    if _watches_others(): return False
     if self._maker is None: return True
     if self._maker=='__main__' and not hasattr(sys, 'ps1') and time.monotonic()<_first['__main__']+.5: return False
     if getattr(getattr(sys.modules.get(self._maker), '__spec__', None), '_initializing', False): return False

@@ -87,7 +87,7 @@ class BackgroundTaskManager:
         self._known,self._generation = None,-1
         self._meet(tasks, sys._getframe(1).f_globals.get('__name__'))
         if self.worker and self._lane.store.unfinished(): self._serve()
-    def __repr__(self): return f'BackgroundTaskManager({self.db.conn.filename or ":memory:"!r})'
+    def __repr__(self): return f'BackgroundTaskManager({self._open.name!r})'
 
 # %% ../nbs/20_utils_bgtsk.ipynb #b5a73fef
 def _check_options(clock, wait_s, **nums):
@@ -120,6 +120,8 @@ def _lane(self:BackgroundTaskManager):
 
 @patch
 def _open_lane(self:BackgroundTaskManager):
+    if self._known and not self._open.store.memory and not os.path.exists(self._open.key):
+        raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
     lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
     lane.users.add(self)
     return lane
@@ -141,7 +143,6 @@ def _using(self:BackgroundTaskManager):
 def _again(self:BackgroundTaskManager, lane):
     "The lane of the file that lies there now"
     lane.close()
-    if not os.path.exists(lane.key): raise StoreError(f'{lane.key} was deleted; make a new Database and a manager on it')
     return self._lane
 
 @patch
@@ -201,7 +202,7 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
 
 def _text(s):
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
-    return str(s)
+    return str.__str__(s)     # an enum's own `str` gives its name
 
 # %% ../nbs/20_utils_bgtsk.ipynb #3fe3240b
 _tx = ContextVar('fh_saas_transaction', default=None)   # the `transaction()` block around the call
@@ -433,7 +434,10 @@ class Transaction:
         self._leave()
         await asyncio.to_thread(self._end, typ is None)
     def _enter(self, db): self._token = _tx.set(self); return db
-    def _leave(self): _tx.reset(self._token); self.open = False
+    def _leave(self):
+        self.open = False
+        try: _tx.reset(self._token)
+        except ValueError: pass            # a generator that goes on elsewhere than it began: there, it is not set
 
 # %% ../nbs/20_utils_bgtsk.ipynb #c68cb1fd
 @patch
@@ -490,7 +494,8 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
     "Run jobs in this thread until none is due"
     n = 0
     with self._using() as lane:
-        lane.due_at = None
+        if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
+        lane.due_at,lane.writes_only = None,False
         while True:
             with lane.turning: got = lane.turn(1)
             if not got and not lane.aside: return n

@@ -1,11 +1,13 @@
 "Bad input of every kind: a clear error and nothing stored; and a database that is locked, read-only, full, damaged or gone"
-import asyncio, json, os, sqlite3, sys, threading, time
+import asyncio, gc, json, os, sqlite3, subprocess, sys, threading, time
+from enum import Enum
 from pathlib import Path
 
-import apsw, pytest, work
+import apsw, psutil, pytest, work
 from fastlite import Database
-from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound, StoreBusy, StoreError
-from util import PRE, done, process, run_py, said, until
+from fh_saas.tasks import shared
+from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound, StoreBusy, StoreError, task
+from util import PRE, done, env, process, run_py, said, until
 
 def add(a, b=1): return a+b
 def nokw(): return 1
@@ -27,6 +29,12 @@ def test_job_type(m, jt, exc):
     refused(m, exc, 'job_type', lambda: m.submit(jt, add, a=1))
     refused(m, exc, 'job_type', lambda: m.submit_many(jt, add, [dict(a=1)]))
     refused(m, exc, 'job_type', lambda: asyncio.run(m.asubmit(jt, add, a=1)))
+
+def test_job_type_of_a_text_class(m):
+    "A member of an enum of texts is the text, when it is stored and when it is asked for"
+    class Kind(str, Enum): sync = 'sync'
+    id,_ = m.submit(Kind.sync, add, a=1)
+    assert m.get_job(id).job_type=='sync' and [o.id for o in m.list_jobs(Kind.sync)]==[o.id for o in m.list_jobs('sync')]==[id]
 
 @pytest.mark.parametrize('f', [None, 3, 'add', b'x', add(1), {}, object()])
 def test_not_callable(m, f): "A task that cannot be called"; refused(m, TypeError, 'callable', lambda: m.submit('a', f, a=1))
@@ -90,6 +98,31 @@ def test_one_name_for_two_functions(t):
     with pytest.raises(TypeError, match="'retries'"): m.task(name='y', retries=3)(nokw)
     assert len(m.list_jobs())==1
 
+def other(): return 'other'
+def test_one_name_in_both_registries(t, monkeypatch):
+    "The registry that managers share and a manager's own: no function runs in another's place"
+    m = t.look()
+    for o in ('_named','_of'): monkeypatch.setattr(shared, o, {})
+    task(name='shared name')(nokw)
+    with pytest.raises(ValueError, match=r"(?s)'shared name'.*nokw.*other"): m.task(name='shared name')(other)
+    m.task(name='own name')(other)
+    task(name='own name')(nokw)                # no manager's registry is looked at here; submit tells
+    m.task(name='test_bad_input:third')(add)
+    for f in (nokw, third): refused(m, ValueError, r"(own name'|third').*needs another name", lambda: m.submit('a', f))
+    id,bg = m.submit('a', other); bg.func(*bg.args)
+    assert m.get_job(id).result=='"other"'
+def third(): return 'third'
+
+def test_defined_anew_without_the_decorator(t):
+    "The newest definition of a registered function wins"
+    m,ns = t.look(),dict(__name__='test_bad_input')
+    for v in (1,2):
+        exec(f'def anew(): return {v}', ns)
+        globals()['anew'] = ns['anew']
+        if v==1: m.task(max_retries=7)(ns['anew'])
+        id,bg = m.submit('a', ns['anew']); bg.func(*bg.args)
+        assert (m.get_job(id).result,m.get_job(id).max_retries)==(str(v),7)
+
 def test_two_nameless_functions_of_one_name(t):
     "Lambdas and closures of the same qualified name are not mixed up"
     m = t.mgr(handoff=0)
@@ -146,6 +179,12 @@ class Evil(BaseException):
     __repr__ = __str__
 class Odd(Exception):
     def __str__(self): return 3
+class Falsy(Exception):
+    def __bool__(self): return False
+class NoName(type):
+    @property
+    def __name__(self): raise RuntimeError('no name')
+class Nameless(Exception, metaclass=NoName): pass
 
 def chain():
     a,b = ValueError('first'),KeyError('second')
@@ -162,6 +201,7 @@ def mute(): raise Mute
 def base(): raise Base('base')
 def evil(): raise Evil
 def odd(): raise Odd
+def nameless(): raise Nameless
 def stops(): raise StopIteration(3)
 def gen_exit(): raise GeneratorExit
 def cancelled(): raise asyncio.CancelledError
@@ -180,9 +220,13 @@ async def a_mute(): raise Mute
 async def a_base(): raise Base('base')
 async def a_stops(): raise StopIteration(3)
 async def a_recurse(): return recurse()
+async def a_evil(): raise Evil
+async def a_nameless(): raise Nameless
+async def a_falsy(): raise Falsy
 bad_tasks = dict(chain='first', recurse='RecursionError', big='ValueError: <xxx', surrogate=r'bad \\ud800 text', exits='SystemExit', interrupted='KeyboardInterrupt', mute='Mute', base='Base: base', evil='Evil', odd='Odd',
     stops='StopIteration', gen_exit='GeneratorExit', cancelled='CancelledError', group='ExceptionGroup', notes='noted', syntax='SyntaxError', memory='MemoryError', decode='UnicodeDecodeError', os_error='No such file',
-    thread_exit='SystemExit', a_exits='SystemExit', a_interrupted='KeyboardInterrupt', a_mute='Mute', a_base='Base: base', a_stops='StopIteration', a_recurse='RecursionError')
+    thread_exit='SystemExit', a_exits='SystemExit', a_interrupted='KeyboardInterrupt', a_mute='Mute', a_base='Base: base', a_stops='StopIteration', a_recurse='RecursionError',
+    nameless='Nameless', a_evil='Evil', a_nameless='Nameless', a_falsy='Falsy')
 
 @pytest.mark.parametrize('name', list(bad_tasks))
 def test_bad_tasks(t, name):
@@ -235,8 +279,12 @@ def test_falsy_results(t, v, j):
     id,bg = m.submit('r', lambda: v); bg.func(*bg.args)
     assert (m.get_job(id).status,m.get_job(id).result,m.get_job(id).error_log)==('completed',j,None)
 
+class Muted(int):
+    def __getattribute__(self, k): raise Evil
+    __repr__ = __str__ = __hash__ = __index__ = __int__ = lambda self: self.nope
+
 results = dict(object=object, slots=Slots, lock=threading.Lock, generator=lambda: (o for o in ()), nan=lambda: float('nan'), nested_nan=lambda: {'a':[float('inf')]}, surrogate=lambda: '\ud800', cyclic=cyclic, deep=deep,
-    function=lambda: add, complex=lambda: 1j, exception=lambda: ValueError('x'), trap=Trap, trapdict=lambda: TrapDict(a=1), cls=lambda: int, module=lambda: os)
+    function=lambda: add, complex=lambda: 1j, exception=lambda: ValueError('x'), trap=Trap, trapdict=lambda: TrapDict(a=1), cls=lambda: int, module=lambda: os, nameless=Nameless, muted=lambda: Muted(1))
 
 @pytest.mark.parametrize('name', list(results))
 def test_results_without_json(t, name):
@@ -246,6 +294,15 @@ def test_results_without_json(t, name):
     id,_ = m.submit('r', task)
     j = done(m, id, 4)
     assert n==[1] and j.retry_count==0 and (name=='trapdict' or j.result is None and 'result' in j.error_log)
+
+def test_async_results_are_not_shown(t):
+    "An async task by hand whose result must not be printed completes; the main thread can run loops after it"
+    m = t.look()
+    async def task(): return Evil()
+    id,bg = m.submit('r', task)
+    bg.func(*bg.args)
+    assert m.get_job(id).status=='completed' and 'Evil' in m.get_job(id).error_log
+    asyncio.run(asyncio.sleep(0))
 
 def gen(): yield 1
 async def agen(): yield 1
@@ -342,6 +399,7 @@ def test_by_hand_under_a_lock_starts_no_worker(t):
     try: until(lambda: not m.db.q("select * from tenant_workers where id='dead'"), 1.2)
     except AssertionError: pass
     assert not t.log('ran') and m.get_job(other).status=='pending'
+    assert m.run_due()==1 and len(t.log('ran'))==1, 'until it is asked for'
 
 @pytest.mark.parametrize('n', [1, 6])
 def test_locked_tenants_do_not_hold_up_others(tenants, n):
@@ -403,6 +461,13 @@ def test_not_a_database_file(tenants, what):
     bad.path.write_bytes(what)
     db = Database(plain_conn(bad.path))
     with pytest.raises(StoreError, match=r'bad/t\.db'): BackgroundTaskManager(db, handoff=0)
+    n = psutil.Process().num_fds()
+    gc.disable()
+    try:
+        for _ in range(20):                       # a manager for each request, as people make them
+            with pytest.raises(StoreError): BackgroundTaskManager(db, handoff=0)
+        assert psutil.Process().num_fds()==n, 'nothing of the failure stays open'
+    finally: gc.enable()
     db.conn.close()
     g = good.mgr(handoff=0)
     done(g, g.submit('q', work.quick, folder=str(good.dir))[0])
@@ -475,6 +540,33 @@ assert not [j for j in m.list_jobs(limit=1000) if j.retry_count]
 out('ok', err)''', good.path, good.dir)
     assert 'ok' in o and len(bad.log('start'))==1
 
+def on_a_small_disk(t, code, size='9m'):
+    "Run `code` with the tenant's folder on a file system of its own, which goes with the process; skips where that may not be made"
+    unshare = ['unshare', '-m'] if os.getuid()==0 else ['unshare', '-rm']
+    try: can = subprocess.run([*unshare, 'sh', '-c', f'mount -t tmpfs none {t.dir}'], capture_output=True).returncode==0
+    except OSError: can = False
+    if not can: pytest.skip('no right to mount a file system')
+    sh = f'mount -t tmpfs -o size={size} none {t.dir} && exec {sys.executable} -c "$0" {t.path} {t.dir}'
+    return subprocess.run([*unshare, 'sh', '-c', sh, PRE+code], capture_output=True, text=True, timeout=60, env=env())
+
+def test_full_disk_under_what_executes(t):
+    "A disk that fills up while jobs wait: the process lives, also where the log has room for claims but nothing else can grow"
+    p = on_a_small_disk(t, '''
+def noop(x): pass
+m = mgr(worker=False)
+for i in range(300): m.submit('n', noop, x='x'*500)
+db.q('pragma wal_checkpoint(restart)')
+try:
+    with open(folder+'/fill', 'wb', buffering=0) as f:
+        while True: f.write(b'x'*1024)
+except OSError: pass
+m.run_due()
+os.remove(folder+'/fill')
+time.sleep(.1)
+while m.list_jobs(status='pending', limit=1): m.run_due()
+out(len(m.list_jobs(status='completed', limit=1000)))''')
+    assert (p.returncode,p.stdout)==(0,'300\n'), (p.returncode, p.stdout, p.stderr)
+
 GONE = '''
 def wait(id):
     end = time.monotonic()+10
@@ -488,7 +580,12 @@ except StoreError as e: err = str(e)
 import subprocess
 there = "import apsw,sys; print([o[0] for o in apsw.Connection(sys.argv[1], flags=apsw.SQLITE_OPEN_READONLY).execute('select id from tenant_jobs')])"
 if got: assert got in subprocess.check_output([sys.executable, '-c', there, path], text=True), 'submit returned, and the job is nowhere'
-else: assert 't.db' in err, err
+else:
+    assert 't.db' in err, err
+    for f in (lambda: m.submit('q', quick, folder=folder), lambda: m.list_jobs(), lambda: m.transaction()):     # and stays with it
+        try: f(); raise SystemExit('an empty file was made in its place')
+        except StoreError as e: assert 'deleted' in str(e)
+    assert not os.path.exists(path)
 out('ok', err)
 m2 = BackgroundTaskManager(database(path), handoff=0)
 id,_ = m2.submit('q', quick, folder=folder, name='third'); wait(id)

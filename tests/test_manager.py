@@ -1,7 +1,9 @@
 "The manager in one process: retry times, transactions, arguments, what the BackgroundTask does, and what it costs to have"
 import asyncio, gc, inspect, json, os, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import datetime, timedelta
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import psutil, pytest, typed, work
@@ -231,7 +233,7 @@ class Odd: pass
 @pytest.mark.parametrize('f,v,why', [
     (typed.of_any, typed.now, 'annotate'), (typed.of_any, {1}, 'annotate'), (typed.of_any, (1,2), 'annotate'), (typed.of_any, b'x', 'annotate'),
     (typed.of_any, Odd(), 'annotate'), (typed.of_any, {1:2}, 'annotate'), (typed.of_any, float('nan'), 'NaN|annotate'), (typed.of_int, float('inf'), 'infinity'),
-    (typed.of_int, typed.uid, 'int'), (typed.of_uuid, typed.now, 'UUID'), (typed.of_set, {'a'}, 'set'), (typed.of_datetime, datetime(2026,1,2,tzinfo=ZoneInfo('Europe/Berlin')), 'ZoneInfo'),
+    (typed.of_decimal, Decimal('NaN'), 'same'), (typed.of_decimal, Decimal('sNaN'), 'InvalidOperation'), (typed.of_int, typed.uid, 'int'), (typed.of_uuid, typed.now, 'UUID'), (typed.of_set, {'a'}, 'set'), (typed.of_datetime, datetime(2026,1,2,tzinfo=ZoneInfo('Europe/Berlin')), 'ZoneInfo'),
     (typed.of_tuple, (1,2), ''), (typed.of_any, threading.Lock(), 'annotate'), (typed.of_any, [[typed.now]], 'annotate'), 
     pytest.param(typed.of_any, 10**5000, '', id='huge int'), (typed.of_any, '\ud800', ''), (typed.of_any, {'\ud800':1}, '')])
 def test_refused_arguments(t, f, v, why):
@@ -350,6 +352,31 @@ def test_transaction_nested_and_foreign(t, tenants, notes):
             raise ValueError
     assert m.list_jobs()==[] and len(other.list_jobs())==2
 
+@pytest.mark.parametrize('ok', [True, False])
+def test_transaction_that_ends_in_another_context(t, notes, ok):
+    "A generator may be run to its end, or closed, elsewhere than it began: the block ends as ever, and the file is not left locked"
+    m = t.look(busy_s=.3)
+    def gen():
+        with m.transaction() as tx:
+            tx.t.note.insert(dict(x='a'))
+            m.submit('a', add, a=1)
+            yield
+    async def agen():
+        async with m.transaction() as tx:
+            tx.t.note.insert(dict(x='a'))
+            m.submit('a', add, a=1)
+            yield
+    async def aboth():
+        g = agen()
+        await asyncio.create_task(anext(g))
+        await asyncio.create_task(anext(g, None) if ok else g.aclose())
+    g = gen()
+    copy_context().run(next, g)
+    copy_context().run(lambda: next(g, None) if ok else g.close())
+    asyncio.run(aboth())
+    assert notes()==['a','a']*ok and len(m.list_jobs())==2*ok
+    m.submit('a', add, a=1)
+
 def test_transaction_is_of_its_thread(t, notes):
     "P5: a thread that knows nothing of the block does not join it"
     m = t.look(busy_s=.2)
@@ -375,6 +402,14 @@ def test_close(t):
     m2 = t.mgr(handoff=0)
     for o in ids: assert done(m2, o).retry_count==0
     assert sorted(o[2] for o in t.log('start'))==list('01234')
+
+def test_closed_with_its_database(t):
+    "A closed manager says so also when the Database was closed before or after it; an open one goes on without the app's connection"
+    m,db = t.mgr(handoff=0),t.dbs[0]
+    db.conn.close()
+    assert done(m, m.submit('a', add, a=1)[0]).result=='2' and 't.db' in repr(m)
+    m.close()
+    with pytest.raises(RuntimeError, match=r'(?s)t\.db.*closed'): m.submit('a', add, a=1)
 
 def test_closed_manager_in_flight(t):
     "A BackgroundTask whose manager was closed meanwhile ends quietly; its job waits for the next one"

@@ -1,10 +1,14 @@
 "Threads, processes, forks and restarts on one file: promises P3, P6, P9"
-import json, os, signal, threading, time
+import json, os, signal, socket, subprocess, sys, threading, time
 from collections import Counter
 
 import pytest, work
 from fh_saas.utils_bgtsk import BackgroundTaskManager
-from util import Server, all_done, apps, done, end, process, run_py, said, start_py, until
+from util import PRE, Server, all_done, apps, done, end, env, process, run_py, said, start_py, until
+
+def nothing(): pass
+def free_port():
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
 
 def in_threads(n, f):
     "Run `f(i)` in `n` threads that begin together; what they gave"
@@ -217,6 +221,28 @@ def test_the_snippet_survives_a_restart(t, first, second):
     with Server(t, 'snippet:app', args=args[second]) as s:
         j = done(t.look(), id, 8)
         assert (j.retry_count,j.result)==(0,'"123"') and len(t.log('sync'))==1
+
+def test_serve_runs_jobs_where_it_serves(t):
+    "FastHTML's `serve()`: the process above, which never loads changed code, runs no job that was left over"
+    m = t.look(tasks={'served:where':nothing})
+    ids = [m.submit('w', nothing)[0] for _ in range(5)]
+    with Server(t, args=[str(apps/'served.py')], FH_PORT=str(free_port())) as s:
+        try:
+            for o in ids: done(m, o)
+            assert {o[3] for o in t.log('ran')}=={str(s.p.pid)}, 'in the child'
+        finally: s.signal(signal.SIGTERM); s.wait()
+
+def test_names_in_spawned_processes(t):
+    "A script's functions have the same names in the processes that multiprocessing spawns of it"
+    (t.dir/'script.py').write_text(PRE+'''
+import multiprocessing as mp
+def task(): pass
+def child(): print(mgr(worker=False).get_job(mgr(worker=False).submit('s', task)[0]).task, flush=True)
+if __name__=='__main__': p = mp.get_context('spawn').Process(target=child); p.start(); p.join()
+''')
+    r = subprocess.run([sys.executable, 'script.py', str(t.path), str(t.dir)], cwd=t.dir, env=env(), capture_output=True, text=True, timeout=30)
+    assert r.stdout=='script:task\n', r.stdout+r.stderr
+
 
 def test_lambda_of_a_dead_process_is_parked(t):
     "P9: a job that nobody can run is pending, visible and uncharged, over restarts; others go past it"
