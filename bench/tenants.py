@@ -106,17 +106,17 @@ def fair(flood=100_000):
         ts.close()
     return out
 
-def weights(n=6000):
-    "Two tenants with a backlog of 1 ms tasks and weights 1 and 3: share of the second, of the first 40 %"
+def weights(n=12000):
+    "Two tenants with a backlog of 1 ms tasks and weights 1 and 3: starts of the second for each of the first, from 10 % to 50 % of all"
     ts,app = fresh(2); clear()
     ts['t0'].set(weight=1); ts['t1'].set(weight=3)
     for k in (0, 1): ts[f't{k}'].jobs.submit_many('pause', app.pause, [{'arg':{'i':k*n+i}} for i in range(n)])
     with Worker() as w:
-        until(lambda: sum(map(bool, started(2*n)))>.4*2*n, 60, .02)
+        until(lambda: sum(map(bool, started(2*n)))>.6*2*n, 60, .02)
         s = started(2*n)
-    a,b = (sum(map(bool, s[k*n:k*n+n])) for k in (0, 1))
+    order = sorted((at, i//n) for i,at in enumerate(s) if at)[2*n//10:2*n//2]
     ts.close()
-    return dict(weights=b/a)
+    return dict(weights=sum(k for _,k in order)/sum(1-k for _,k in order))
 
 def breaker(n=100, k=60):
     "100 tenants with 60 jobs of 1 ms each: rate of the healthy with a corrupt and a locked file among them, of the rate without"

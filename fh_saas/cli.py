@@ -121,6 +121,7 @@ def _run(ms):
     from fh_saas.utils_bgtsk import StoreError
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.default_int_handler)
     try:
+        sys.setswitchinterval(.0005)          # a job of another tenant must not wait 5 ms for the interpreter
         for m in ms: w = m._serve()
         click.echo(f'fh_saas worker: {w.threads} threads, {w.async_jobs} async jobs, serving {", ".join(map(repr, ms))}')
         while True: time.sleep(3600)

@@ -67,9 +67,12 @@ def charge(self:Line,
     lane:Lane, # Has claimed
     got:list, # `Attempt`s that it was given
 ):
-    "Count what the lane was given, if there was anyone to share with. An async task waits most of its time and costs others nothing"
-    if len(self)>1:
-        for a in got: lane.vtime += (COST_S if a.task.is_async else max(lane.means.get(a.task.name, GUESS_S), COST_S))/lane.weight
+    "Count what the lane was given. An async task waits most of its time and costs others nothing"
+    if not got: return
+    if len(self)<2: lane.vtime += len(got)*_cost(lane, got[0])     # nobody to share with just now: one stands for all
+    else: lane.vtime += sum([_cost(lane, a) for a in got])
+
+def _cost(lane, a): return (COST_S if a.task.is_async else max(lane.means.get(a.task.name, GUESS_S), COST_S))/lane.weight
 
 @patch
 def first(self:Line)->Lane: # None if no lane is hungry
