@@ -243,11 +243,13 @@ def _lane(self:Tenants, id):
     self.registry
     for i in range(100):
         if id not in self._pool.entries: self._refresh()
-        if id not in self._pool.entries: raise KeyError(f'no tenant {id!r} in {self._host}')
+        if not (e := self._pool.entries.get(id)): raise KeyError(f'no tenant {id!r} in {self._host}')
         try: return self._pool.lane(id)
-        except StoreMoved:                   # the last millisecond of a move: the registry is about to say where to
-            if i==99: raise
-            time.sleep(.02); self._refresh()
+        except StoreError as x:
+            self._refresh()
+            if self._pool.entries.get(id) is not e: continue           # it has moved meanwhile
+            if i==99 or not isinstance(x, StoreMoved): raise
+            time.sleep(.02)                  # the last millisecond of a move: the registry is about to say where to
 
 # %% ../nbs/22_tenants.ipynb #1a2fc772
 @patch
