@@ -163,3 +163,334 @@ def test_sick_tenants_cost_nobody_else(h):
     until(lambda: len(h.log('ran'))==30*4, 15)
     until(lambda: not ts.health()['tenants'], 5, .1)
     assert len(set(h.names()))==120
+
+# --- frozen
+
+@pytest.mark.parametrize('task,kw', [(work.quick, {}), (work.nap, dict(s=.01)), (work.aquick, {})])
+def test_freeze_stops_another_process(h, task, kw):
+    "Once freeze has returned no job begins, in whatever process; all are kept, and thaw lets them run"
+    ts,began = h.many(2),'start' if kw else 'ran'
+    a,b = ts.values()
+    h.fill(a, 3000, task, **kw)
+    with worker(h):
+        until(lambda: len(h.log(began))>30)
+        a.freeze('unpaid')
+        frozen = time.time()
+        h.fill(b, 5)
+        until(lambda: len([o for o in h.names() if o.startswith('t001')])==5)
+        time.sleep(.3)
+        late = [o for o in h.log(began) if o[2].startswith('t000') and float(o[0])>frozen+.005]
+        n = len(h.log(began))-5*(began=='ran')
+        assert not late and n<3000 and a.status=='frozen' and a.row.reason=='unpaid', (len(late), n)
+        a.thaw()
+        if began=='ran': until(lambda: len(h.log(began))==3005)
+        else: until(lambda: len(h.log(began))>n+20)
+    names = [o for o in h.names(began)]
+    assert len(names)==len(set(names))
+
+def test_submit_to_a_frozen_tenant(h):
+    "A frozen tenant's submit is accepted and kept, and its BackgroundTask returns at once"
+    a, = h.many(1).values()
+    a.freeze()
+    o = run_py(h, '''
+ts = tenants(worker=True, handoff=1)
+id,bg = ts['t000'].jobs.submit('j', quick, folder=folder, name='kept')
+t = time.monotonic(); asyncio.run(bg()); out(time.monotonic()-t)
+time.sleep(.3)
+out(ts['t000'].jobs.get_job(id).status)
+ts.close()''', pre=PRE).split()
+    assert float(o[0])<.5 and o[1]=='pending' and not h.log()
+    with worker(h):
+        a.thaw()
+        until(lambda: h.names()==['kept'])
+
+# --- restored from a backup
+
+def back_up(src, dest):
+    c,d = apsw.Connection(src),apsw.Connection(dest)
+    with d.backup('main', c, 'main') as b: b.step()
+    c.close(); d.close()
+
+def put_back(bak, path):
+    for o in '-wal', '-shm':
+        if os.path.exists(path+o): os.unlink(path+o)
+    os.replace(bak, path)
+
+def test_a_restored_file_runs_nothing_by_itself(h):
+    "A backup put back under a running worker: in quarantine, readable, nothing runs twice until somebody decides"
+    ts = h.many(2)
+    a,b = ts.values()
+    ids = h.fill(a, 50)
+    back_up(a.path, bak := str(h.dir/'bak.db'))
+    with worker(h, 'idle_s=1'):
+        until(lambda: len(h.log('ran'))==50)
+        until(lambda: a.row.mark==50, 15, .1)
+        put_back(bak, a.path)
+        until(lambda: a.status=='quarantined', 15, .1)
+        h.fill(b, 3)
+        until(lambda: len(h.log('ran'))==53)
+        assert 'older than its registry' in a.row.reason and 't000' in ts.health()['tenants']
+        assert {j.id for j in a.unfinished()}==set(ids) and {j.status for j in a.jobs.list_jobs()}=={'pending'}
+        a.jobs.submit('j', work.quick, folder=str(h.dir), name='new')
+        assert a.discard_jobs(ids)==50
+        time.sleep(.6)
+        assert len(h.log('ran'))==53
+        a.resume()
+        until(lambda: 'new' in h.names())
+        assert a.status=='active' and len(h.names())==len(set(h.names()))==54
+        with pytest.raises(TenantBusy): a.resume()
+        with pytest.raises(TenantBusy): a.discard_jobs()
+
+def test_resume_runs_what_is_unfinished(h):
+    "resume without discarding is a decision too: the jobs of the backup run again"
+    ts = h.many(1)
+    a, = ts.values()
+    h.fill(a, 5)
+    back_up(a.path, bak := str(h.dir/'bak.db'))
+    with worker(h) as p: until(lambda: len(h.log('ran'))==5); assert end(p, signal.SIGTERM)==0
+    assert a.row.mark==5, 'copied at close'
+    path = a.path
+    ts.close()
+    put_back(bak, path)
+    a = h.ts()['t000']
+    with worker(h):
+        until(lambda: a.status=='quarantined', 5)
+        a.resume()
+        until(lambda: len(h.log('ran'))==10)
+
+# --- moved and deleted
+
+SUBMITS = '''
+m,i = tenants(worker=False)['t000'].jobs,0
+out('up')
+while not is_open(folder, 'stop'):
+    try: m.submit('j', (quick,aquick)[i%2], folder=folder, name=i)
+    except StoreError as e: say(folder, 'refused', i, type(e).__name__); continue
+    i += 1
+out(i)'''
+
+def test_move_under_load(h):
+    "Two moves while others submit and work: every job runs once, nobody sees an error that does not pass, the old file is gone"
+    ts = h.many(1)
+    a, = ts.values()
+    places = [a.path]
+    with worker(h), worker(h), up(process(h, SUBMITS, pre=PRE)) as s:
+        for i in range(2):
+            n = len(h.log('ran'))
+            until(lambda: len(h.log('ran'))>n+100)
+            a.move(h.dir/f'place{i}')
+            places.append(a.path)
+        n = len(h.log('ran'))
+        until(lambda: len(h.log('ran'))>n+100)
+        h.go('stop')
+        n = int(s.communicate(timeout=20)[0])
+        until(lambda: len(h.log('ran'))>=n)
+        until(lambda: settled(ts), every=.05)
+    assert sorted(map(int, h.names()))==list(range(n))
+    assert len(set(places))==3 and not [o for o in places[:2] for e in ('', '-wal', '-shm') if os.path.exists(o+e)] and os.path.exists(places[2])
+    assert {(j.status,j.retry_count) for j in a.jobs.list_jobs(limit=10**6)}=={('completed',0)} and a.status=='active'
+    assert {o[3] for o in h.log('refused')}<={'StoreBusy','StoreError','StoreMoved'}
+
+def test_move_while_another_process_looks_away(h):
+    "A process that runs no worker and was idle during a move finds the tenant in its new place"
+    a, = h.many(1).values()
+    with up(process(h, """
+ts = tenants(worker=False)
+m = ts['t000'].jobs; m.submit('j', quick, folder=folder, name='before'); db = ts['t000'].db
+out('up'); sys.stdin.readline()
+m.submit('j', quick, folder=folder, name='after'); out(len(m.list_jobs()), db.q('select count(*) n from tenant_jobs')[0]['n'])""", pre=PRE)) as p:
+        old = a.path
+        a.move(h.dir/'there')
+        o,e = p.communicate('go\n', timeout=20)
+    assert o.split()==['2','2'], e
+    assert not os.path.exists(old)
+
+def test_move_cuts_off_what_runs_too_long(h):
+    "A job that outlasts the drain starts again in the new place; the end of the old attempt is refused"
+    a, = h.many(1).values()
+    id, = h.fill(a, 1, work.gated)
+    with worker(h):
+        until(lambda: h.log('start'))
+        a.move(h.dir/'there', drain_s=.1)
+        until(lambda: len(h.log('start'))==2, 5)
+        assert a.jobs.get_job(id).status=='running'
+        h.go()
+        until(lambda: a.jobs.get_job(id).status=='completed')
+        assert len(h.log('end'))==2 and a.jobs.get_job(id).retry_count==0
+
+def test_delete(h):
+    "delete refuses while a job runs and leaves all as it was; later the files go, and other processes notice quietly"
+    ts = h.many(2)
+    a,b = ts.values()
+    ids = h.fill(a, 1, work.gated)
+    with worker(h) as p:
+        until(lambda: h.log('start'))
+        with pytest.raises(ValueError, match='confirm'): a.delete('t001')
+        with pytest.raises(TenantBusy, match='1 jobs'): a.delete('t000', drain_s=.1)
+        assert a.status=='active' and a.jobs.get_job(ids[0]).status=='running'
+        h.go()
+        until(lambda: a.jobs.get_job(ids[0]).status=='completed')
+        h.fill(a, 1); until(lambda: h.names()==['t000-0'])
+        path = a.path
+        a.delete('t000')
+        assert not [o for o in ('', '-wal', '-shm') if os.path.exists(path+o)]
+        with pytest.raises(KeyError, match='t000'): ts['t000']
+        with pytest.raises(KeyError, match='t000'): a.jobs
+        h.fill(b, 1); until(lambda: len(h.log('ran'))==2)
+        time.sleep(1.2)                                                # two sweeps of the other process
+        assert list(ts)==['t001'] and not os.path.exists(path)
+        p.send_signal(signal.SIGTERM)
+        assert 'Traceback' not in (e := p.communicate(timeout=10)[1]) and 'ERROR' not in e, e
+    c = ts.create('t000')
+    with worker(h): h.fill(c, 1); until(lambda: len(h.log('ran'))==3)
+
+# --- shares
+
+def test_weights_split_the_throughput(h):
+    "Weights 1:3, both backlogged, one thread: completions split 1:3, and a change at run time holds from then on"
+    ts = h.ts()
+    a,b = ts.create('a'),ts.create('b', weight=3)
+    for o in a, b: h.fill(o, 2500, work.nap, s=.001)
+    with worker(h, 'threads=1'):
+        until(lambda: len(h.log('end'))>=800)
+        until(lambda: len(h.log('end'))>=800)
+        first = Counter(o[0] for o in h.names('end')[100:800])
+        a.set(weight=9)
+        n = len(h.log('end'))+150
+        until(lambda: len(h.log('end'))>=n+700)
+        then = Counter(o[0] for o in h.names('end')[n:n+700])
+    assert .65<first['b']/700<.85, first
+    assert .65<then['a']/700<.85, then
+
+def test_max_running_holds_across_processes(h):
+    "max_running=1: never two of the tenant's jobs at once, in whatever process; others are not held up"
+    ts = h.ts()
+    a,b = ts.create('a', max_running=1),ts.create('b')
+    for o in a, b: h.fill(o, 40, work.nap, s=.01)
+    with worker(h), worker(h): until(lambda: len(h.log('end'))==80)
+    def most(id):
+        n,top = 0,0
+        for o in h.log():
+            if o[2][0]==id: n += 1 if o[1]=='start' else -1; top = max(top, n)
+        return top
+    assert most('a')==1 and most('b')>1
+    last = {id:max(float(o[0]) for o in h.log('end') if o[2][0]==id) for id in 'ab'}
+    assert last['b']<last['a']
+
+# --- the fleet
+
+def broken(folder, every):
+    "Fails each time that `every` divides the number of starts"
+    work.say(folder, 'start', 'x', os.getpid())
+    if not sum(' start ' in o for o in open(f'{folder}/log'))%every: raise ValueError('StripeTimeout')
+
+def test_submit_all_stops_and_resumes(h):
+    "Canaries first; too many failures stop it before anybody else gets the job; resumed, it gives each tenant one job"
+    for i in range(24): h.ts().create(f't{i:03}')
+    h.opened[-1].close()
+    ts = h.ts(worker=True, threads=1, tasks=TASKS+[broken])
+    r = ts.submit_all('backfill', broken, dict(folder=str(h.dir), every=2), max_retries=1, canaries=4, batch=3)
+    p = r.wait(20)
+    assert (p['state'],p['total'])==('stopped',24) and 1<=p['failed'] and p['completed']+p['failed']<=4 and 'failed' in p['why'], p
+    assert set(r.failures())<={f't{i:03}' for i in range(4)} and all('StripeTimeout' in o for o in r.failures().values())
+    n = len(jobs(ts))
+    assert n<=4 and len(h.log('start'))==n
+    r.resume(stop_at_failures=1)
+    seen = []
+    p = r.wait(20, seen.append)
+    assert (p['state'],p['waiting'],p['running'],p['failed'])==('completed',0,0,12) and max(o['running'] for o in seen)<=3, p
+    assert {len(t.jobs.list_jobs()) for t in ts.values()}=={1} and len(h.log('start'))==24
+    assert [o.id for o in ts.rollouts()]==[r.id]
+
+def test_submit_all_goes_on_after_a_kill(h):
+    "kill -9 of the worker in mid-rollout: the next one goes on with it, every tenant gets exactly one job"
+    ts = h.many(40)
+    with worker(h) as a:
+        r = ts.submit_all('backfill', work.nap, dict(folder=str(h.dir), s=.02, name='x'), canaries=2, batch=5)
+        until(lambda: len(h.log('start'))>=8)
+        end(a)
+    assert r.progress()['state']=='running' and len(h.log('start'))<40
+    with worker(h), worker(h): until(lambda: r.progress()['state']=='completed', 20, .05)
+    assert r.progress()['completed']==40
+    assert {tuple(j.status for j in t.jobs.list_jobs()) for t in ts.values()}=={('completed',)}
+    again = [j for j in jobs(ts) if j.retry_count]
+    assert len(h.log('start'))==40+len(again) and len(again)<=5
+
+def test_submit_all_where(h):
+    "where as a dict of columns, or a function of a row; frozen tenants are left out"
+    ts = h.ts()
+    ts.plan('pro', weight=2)
+    for i in range(6): ts.create(f't{i}', plan='pro' if i%2 else 'standard')
+    ts['t1'].freeze()
+    def got(where):
+        r = ts.submit_all('w', work.quick, dict(folder=str(h.dir)), where=where, canaries=0, batch=10)
+        return sorted(o for o, in ts.registry.read('select tenant from tenant_rollout_jobs where rollout=?', (r.id,)))
+    assert got(dict(plan='pro'))==['t3','t5'] and got(dict(plan='pro', timezone='Europe/Oslo'))==[]
+    assert got(lambda r: r.id>'t3')==['t4','t5'] and got(None)==['t0','t2','t3','t4','t5']
+
+BAD = [(dict(job_type=''), ValueError, 'job_type'), (dict(task_func=3), TypeError, 'task_func'), (dict(kwargs=[1]), TypeError, 'kwargs'),
+       (dict(kwargs=dict(nope=1)), TypeError, 'nope'), (dict(kwargs=dict(folder=object())), TypeError, 'folder'), (dict(max_retries=0), ValueError, 'max_retries'),
+       (dict(canaries=-1), ValueError, 'canaries'), (dict(canaries=1.5), TypeError, 'canaries'), (dict(batch=0), ValueError, 'batch'), (dict(batch='3'), TypeError, 'batch'),
+       (dict(stop_at_failures=2), ValueError, 'stop_at_failures'), (dict(stop_at_failures=float('nan')), ValueError, 'stop_at_failures'),
+       (dict(where='pro'), TypeError, 'where'), (dict(where=dict(colour='red')), ValueError, 'colour'), (dict(task_func=lambda folder: 1), ValueError, 'name')]
+
+@pytest.mark.parametrize('kw,err,word', BAD, ids=lambda o: str(o)[:40] if isinstance(o, dict) else '')
+def test_submit_all_bad_input(h, kw, err, word):
+    "An argument that makes no sense is named, and nothing is stored"
+    ts = h.many(2)
+    kw = dict(job_type='j', task_func=work.quick, kwargs=dict(folder=str(h.dir)))|kw
+    with pytest.raises(err, match=word): ts.submit_all(**kw)
+    assert ts.registry.read('select count(*) from tenant_rollouts union all select count(*) from tenant_rollout_jobs')==[(0,),(0,)] and not jobs(ts)
+
+def test_submit_all_where_that_raises(h):
+    "A filter's own error comes through, and nothing is stored"
+    ts = h.many(1)
+    with pytest.raises(ZeroDivisionError): ts.submit_all('j', work.quick, dict(folder=''), where=lambda r: 1/0)
+    assert not ts.rollouts()
+
+def timeout(): raise ValueError('StripeTimeout')
+def denied(): raise PermissionError('card denied')
+
+def test_retry_failed(h):
+    "Failed jobs of all tenants are pending again, by type, by error and by time; a second call finds nothing"
+    at = [time.time()]
+    ts = h.ts(tasks=[timeout, denied], clock=lambda: at[0])
+    for i in range(3):
+        t = ts.create(f't{i}')
+        for f in timeout, denied:
+            for typ in ['charge','mail'][:i+1]:
+                _,bg = t.jobs.submit(typ, f, max_retries=1); bg.func(*bg.args)
+        at[0] += 3600
+    def failed(): return sum(j.status=='failed' for j in jobs(ts))
+    assert failed()==10
+    seen = []
+    assert ts.retry_failed('mail', 'StripeTimeout', progress=lambda *a: seen.append(a))=={'t1':1,'t2':1} and failed()==8
+    assert seen==[(1,3,'t0'),(2,3,'t1'),(3,3,'t2')] and ts.retry_failed('mail', 'StripeTimeout')=={}
+    since = max(j.completed_at for j in ts['t1'].jobs.list_jobs())
+    since = min(j.completed_at for j in ts['t2'].jobs.list_jobs(status='failed'))
+    assert ts.retry_failed(since=since)=={'t2':3} and failed()==5
+    assert ts.retry_failed()=={'t0':2,'t1':3} and failed()==0
+    assert all((j.status,j.retry_count,j.completed_at)==('pending',0,None) for j in jobs(ts))
+
+def test_usage_is_what_ran(h):
+    "Attempts and run seconds by day equal what ran, failed attempts included, over restarts"
+    day = 86400
+    off = [1_800_000_000//day*day+3600-time.time()]
+    ts = h.ts(worker=True, handoff=0, tasks=TASKS+[timeout], clock=lambda: time.time()+off[0])
+    a,b = ts.create('a'),ts.create('b')
+    def go(t, n, f, **kw):
+        for _ in range(n): t.jobs.submit('j', f, max_retries=1, **kw)
+    nap = dict(folder=str(h.dir), s=.03)
+    go(a, 5, work.nap, **nap); go(a, 2, timeout); go(b, 1, work.nap, **nap)
+    until(lambda: settled(ts), every=.02)
+    off[0] += day
+    go(a, 3, work.nap, **nap)
+    until(lambda: settled(ts), every=.02)
+    u = {(o['tenant'],o['day'][-2:]):o for o in ts.usage()}
+    d = [o['day'] for o in a.usage()]
+    assert d==['2027-01-15','2027-01-16'] and len(u)==3
+    assert {k:o['attempts'] for k,o in u.items()}=={('a','15'):7, ('b','15'):1, ('a','16'):3}
+    for k,n in (('a','15'),5),(('b','15'),1),(('a','16'),3): assert .03*n<=u[k]['run_s']<.03*n*1.5+.05, u
+    assert [o['day'] for o in ts.usage(since=d[1])]==[d[1]] and all(o['bytes']>0 for o in u.values())
+    ts.close()
+    assert {(o['tenant'],o['day'][-2:]):o for o in h.ts().usage()}==u
