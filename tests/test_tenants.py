@@ -346,22 +346,6 @@ def test_delete(h):
 
 # --- shares
 
-def test_weights_split_the_throughput(h):
-    "Weights 1:3, both backlogged, one thread: completions split 1:3, and a change at run time holds from then on"
-    ts = h.ts()
-    a,b = ts.create('a'),ts.create('b', weight=3)
-    for o in a, b: h.fill(o, 2500, work.nap, s=.001)
-    with worker(h, 'threads=1'):
-        until(lambda: len(h.log('end'))>=800)
-        until(lambda: len(h.log('end'))>=800)
-        first = Counter(o[0] for o in h.names('end')[100:800])
-        a.set(weight=9)
-        n = len(h.log('end'))+150
-        until(lambda: len(h.log('end'))>=n+700)
-        then = Counter(o[0] for o in h.names('end')[n:n+700])
-    assert .65<first['b']/700<.85, first
-    assert .65<then['a']/700<.85, then
-
 def test_max_running_holds_across_processes(h):
     "max_running=1: never two of the tenant's jobs at once, in whatever process; others are not held up"
     ts = h.ts()
@@ -466,7 +450,6 @@ def test_retry_failed(h):
     seen = []
     assert ts.retry_failed('mail', 'StripeTimeout', progress=lambda *a: seen.append(a))=={'t1':1,'t2':1} and failed()==8
     assert seen==[(1,3,'t0'),(2,3,'t1'),(3,3,'t2')] and ts.retry_failed('mail', 'StripeTimeout')=={}
-    since = max(j.completed_at for j in ts['t1'].jobs.list_jobs())
     since = min(j.completed_at for j in ts['t2'].jobs.list_jobs(status='failed'))
     assert ts.retry_failed(since=since)=={'t2':3} and failed()==5
     assert ts.retry_failed()=={'t0':2,'t1':3} and failed()==0
@@ -494,3 +477,106 @@ def test_usage_is_what_ran(h):
     assert [o['day'] for o in ts.usage(since=d[1])]==[d[1]] and all(o['bytes']>0 for o in u.values())
     ts.close()
     assert {(o['tenant'],o['day'][-2:]):o for o in h.ts().usage()}==u
+
+# --- the app's own way to open, forks, older files, servers
+
+def test_open_of_ones_own(h):
+    "open= puts each database into a folder of its own; the registry lies in the app's database and joins its tables"
+    host = database(str(h.dir/'app.db'))
+    host.q("create table customers(id text primary key, name text)")
+    host.q("insert into customers values('acme','Acme Inc.'),('zeta','Zeta')")
+    def opens(t):
+        (h.dir/'homes'/t.id).mkdir(parents=True, exist_ok=True)
+        return database(str(h.dir/'homes'/t.id/'main.db'))
+    h.opened.append(ts := Tenants(host, open=opens, tasks=TASKS, handoff=0, most_open=4))
+    for o in ('acme','zeta',*(f'x{i}' for i in range(8))): h.fill(ts.create(o), 2)
+    until(lambda: len(h.log('ran'))==20)
+    until(lambda: settled(ts), every=.05)
+    assert sorted(o.parent.name for o in (h.dir/'homes').glob('*/main.db'))==sorted(ts)
+    ts['zeta'].freeze('unpaid')
+    rows = host.q("select c.name, r.status, r.reason from customers c join tenant_registry r using(id) order by 1")
+    assert rows==[dict(name='Acme Inc.', status='active', reason=None), dict(name='Zeta', status='frozen', reason='unpaid')]
+    with pytest.raises(KeyError, match='nobody'): ts['nobody']
+    host.conn.close()
+
+def test_fork_after_tenants(h):
+    "A child forked after `Tenants` were made creates, submits and works on them; the parent goes on"
+    run_py(h, '''
+def wait(f):
+    end = time.monotonic()+15
+    while not f():
+        if time.monotonic()>end: raise SystemExit('waited too long')
+        time.sleep(.005)
+ts = tenants()
+a = ts.create('a'); a.db.q('create table x(n int)')
+def go(t, name):
+    id,_ = t.jobs.submit('j', quick, folder=folder, name=name)
+    wait(lambda: t.jobs.get_job(id).status=='completed')
+go(a, 'before')
+if (pid := os.fork())==0:
+    try:
+        os.kill(os.getppid(), signal.SIGSTOP)
+        go(a, 'child'); go(ts.create('b'), 'childs-own'); a.db.q('insert into x values(1)')
+        os.kill(os.getppid(), signal.SIGCONT)
+        ts.close(); os._exit(0)
+    except BaseException as e: print(repr(e), file=sys.stderr, flush=True); os.kill(os.getppid(), signal.SIGCONT); os._exit(1)
+assert os.waitpid(pid, 0)[1]==0
+go(a, 'after'); go(ts['b'], 'childs-tenant')
+assert a.db.q('select n from x')==[dict(n=1)]
+ts.close()''', pre=PRE)
+    pids = {o[2]:o[3] for o in h.log('ran')}
+    assert len(h.log('ran'))==5 and pids['before']==pids['after']!=pids['child']==pids['childs-own']
+
+OLDER = '''
+c = apsw.Connection(sys.argv[3]); c.set_busy_timeout(5000)
+print('up', flush=True)
+i,cols = 0,'id,job_type,status,payload,retry_count,max_retries,created_at,task,run_at,ready,priority,fence'
+while not os.path.exists(folder+'/stop'):
+    c.execute(f"insert into tenant_jobs({cols}) values(?,'old','pending','{{}}',0,3,'2025-01-01','nobodys',?,2,0,0)", (f'w{i:05}','2025-01-01'))
+    r = c.execute("update tenant_jobs set status='running', ready=null, fence=fence+1, owner='older' where id=? returning rowid,id,fence", (f'w{i:05}',)).fetchall()[0]
+    c.execute("update tenant_jobs set status='completed', result='1', owner=null, completed_at='x' where rowid=? and id=? and status='running' and fence=?", r)
+    assert c.changes()==1
+    i += 1
+print(i)'''
+
+def test_upgrade_under_an_older_version(h):
+    "A version-1 file is upgraded on first opening while the older version inserts and acknowledges; both lose nothing"
+    ts = h.many(2)
+    a,b = ts.values()
+    path = a.path
+    h.fill(a, 50)
+    ts.close()
+    c = apsw.Connection(path)
+    c.execute("drop table tenant_usage; update tenant_meta set value=1 where key='schema'")
+    c.close()
+    with process(h, OLDER, path, pre='import apsw, os, sys\nfolder = sys.argv[2]\n') as p:
+        said(p, 'up')
+        ts = h.ts()
+        assert ts.behind()==['t000']
+        with worker(h):
+            until(lambda: len(h.log('ran'))==50)
+            h.fill(ts['t000'], 20)
+            until(lambda: len(h.log('ran'))==70)
+        n = len(ts['t000'].jobs.list_jobs('old', limit=10**6))
+        until(lambda: len(ts['t000'].jobs.list_jobs('old', limit=10**6))>n)
+        h.go('stop')
+        o,e = p.communicate(timeout=10)
+        assert p.returncode==0, e
+    a = ts['t000']
+    assert len(a.jobs.list_jobs('old', 'completed', 10**6))==int(o) and ts.behind()==[] and ts.migrate()=={}
+    assert a.status=='active' and sum(o['attempts'] for o in a.usage())==70
+
+def test_uvicorn_workers_and_a_separate_worker(h):
+    "uvicorn --workers 2 and `fh_saas worker`: forty jobs of four tenants over HTTP, each once"
+    ts = h.many(4)
+    with cli(h), Server(h, args=['-m', 'uvicorn', 'many:app', '--port', '0', '--no-access-log', '--workers', '2']) as s:
+        try:
+            until(lambda: s.text().count('startup complete')==2)
+            got = [s.c.get('/sub', params=dict(tenant=f't{i%4:03}', name=i), headers=dict(connection='close')) for i in range(40)]
+            assert {o.status_code for o in got}=={200}
+            until(lambda: len(h.log('ran'))>=40)
+            until(lambda: settled(ts), every=.05)
+        finally: s.signal(signal.SIGTERM); s.wait()
+        assert 'Traceback' not in s.text(), s.text()
+    assert sorted(map(int, h.names()))==list(range(40))
+    assert {j.id for j in jobs(ts)}=={o.headers['x-job'] for o in got} and {(j.status,j.retry_count) for j in jobs(ts)}=={('completed',0)}
