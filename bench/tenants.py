@@ -106,7 +106,7 @@ def fair(flood=100_000):
         ts.close()
     return out
 
-def weights(n=12000):
+def weights(n=24000):
     "Two tenants with a backlog of 1 ms tasks and weights 1 and 3: starts of the second for each of the first, from 10 % to 50 % of all"
     ts,app = fresh(2); clear()
     ts['t0'].set(weight=1); ts['t1'].set(weight=3)

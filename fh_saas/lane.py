@@ -59,7 +59,7 @@ class Lane:
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
         self.writes_only = False                   # served only until what waits is written: this process does not run its jobs
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
-        self.ended = 0                             # attempts whose end was written here
+        self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began
         self.hungry = self.lined = False
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
@@ -96,6 +96,7 @@ def turn(self:Lane,
     queues = self.acks,self.back,self.handed,self.aside
     if not any(queues) and not self.news and not self._claimable(limit): return []
     self.news,self.used_at = False,time.monotonic()
+    self.turned_at = self.used_at
     if self.due_at is None: self._look_ahead()
     taken = acks,back,handed,aside = [_take(o) for o in queues]
     try:

@@ -7,10 +7,12 @@ __all__ = ['ROUND_S', 'FULL_S', 'REST_S', 'MOST_PAUSE_S', 'Entry', 'LanePool']
 
 # %% ../nbs/17_lane_pool.ipynb #3255dcd1
 import heapq, os, threading, time
+from collections import deque
 from fastcore.basics import patch
 from .lane import Lane
 from .presence import Presence
 from .store.base import StoreError
+from .store.sqlite_file import fold
 from .telemetry import log
 from itertools import count
 from typing import Callable
@@ -54,7 +56,7 @@ class LanePool:
         self.opener,self.here,self.most,self.idle_s,self.clock,self.mono,self.trouble,self.unknown = opener,here,most,idle_s,clock,mono,trouble,unknown
         self.entries,self.paths,self.open,self.sick,self.marks = {},{},{},{},{}    # entries by id, path, id, id; attempts ended, by id
         self._todo,self._due,self._n,self._pos,self._order = [],[],count(),0,[]
-        self._cond,self._lock,self._opening,self._victims,self.worker = threading.Condition(),threading.Lock(),0,[],None
+        self._cond,self._lock,self._opening,self._victims,self._left,self.worker = threading.Condition(),threading.Lock(),0,[],deque(),None
     def __repr__(self): return f'LanePool({len(self.open)} of {len(self.entries)} open)'
 
 # %% ../nbs/17_lane_pool.ipynb #54723876
@@ -135,7 +137,7 @@ def _take_place(self:LanePool, wait):
         with self._lock:
             if len(self.open)+self._opening<self.most: self._opening += 1; return
             e = self._victim()
-        if e: self._shut(e)
+        if e: self._shut(e, hurry=True)
         elif wait and self.worker: self._rest(); time.sleep(.005)
         else:
             with self._lock: self._opening += 1
@@ -149,8 +151,8 @@ def _victim(self:LanePool):
     return self._victims.pop()
 
 @patch
-def _shut(self:LanePool, e):
-    "Close an entry's lane if nothing needs it, and remember when to open it again"
+def _shut(self:LanePool, e, hurry=False):
+    "Close an entry's lane if nothing needs it, and remember when to open it again; in a hurry its log is left for later"
     lane,more = e.lane,False
     if lane is None: return False
     if lane.closed: self.open.pop(e.id, None); e.lane = None; return True
@@ -160,12 +162,19 @@ def _shut(self:LanePool, e):
         if lane.ended: self.marks[e.id] = lane.store.mark()
         more = lane.resting and lane.store.due()
     except StoreError as x: log.info('%s', x)
-    if not (self.worker.drop(lane) if self.worker else lane.close_idle()): return False
+    if hurry: lane.store.leave_log()
+    if not (self.worker.drop(lane) if self.worker else lane.close_idle()):
+        if hurry and not lane.closed: lane.store.leave_log(False)
+        return False
     self.open.pop(e.id, None)
     e.vtime,e.due_at,e.lane,e.sig = lane.vtime,lane.due_at or 0.,None,_sig(e.path)
     self.here.unnote(lane.name)
     if e.due_at<float('inf'): heapq.heappush(self._due, (e.due_at, next(self._n), e))
     if more: self.look(e)
+    if hurry:
+        self._left.append(e)
+        if self.worker:
+            with self._cond: self._cond.notify()
     return True
 
 # %% ../nbs/17_lane_pool.ipynb #3f22adf3
@@ -184,13 +193,25 @@ def look(self:LanePool,
 def _opens(self:LanePool):
     while True:
         with self._cond:
-            while self.worker and not self._todo: self._cond.wait()
+            while self.worker and not self._todo and not self._left: self._cond.wait()
             if not self.worker: return
-            e = heapq.heappop(self._todo)[2]
-            e.queued = False
-        try: self._serve(e)
+            e = heapq.heappop(self._todo)[2] if self._todo else None
+            if e: e.queued = False
+        try: self._serve(e) if e else self._fold()
         except StoreError: pass              # noted, and tried again
-        except Exception as x: log.exception('%s could not be opened', e.path); self._failed(e, str(x))
+        except Exception as x:
+            log.exception('%r could not be opened', e)
+            if e: self._failed(e, str(x))
+
+@patch
+def _fold(self:LanePool):
+    "Nobody waits: copy a log that was left into its file"
+    try: e = self._left.popleft()
+    except IndexError: return
+    if e.lane or self.entries.get(e.id) is not e or not os.path.exists(e.path): return
+    same = _sig(e.path)==e.sig
+    fold(e.path)
+    if same and not e.lane: e.sig = _sig(e.path)
 
 @patch
 def _serve(self:LanePool, e):
@@ -288,3 +309,7 @@ def close(self:LanePool):
             except StoreError: pass
             e.lane.close()
     self.open.clear()
+    end = self.mono()+2.
+    while self._left and self.mono()<end:
+        try: self._fold()
+        except StoreError: pass

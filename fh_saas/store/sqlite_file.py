@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ADDED', 'VERSION', 'SCHEMA', 'CHECKPOINT', 'CHECKPOINT_MUST', 'is_behind', 'connect', 'store_error',
-           'SqliteFile']
+           'SqliteFile', 'fold']
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #420b9622
 import apsw, os, random, threading, time
@@ -303,6 +303,22 @@ def close(self:SqliteFile):
     for o in (self._reader, None if self.memory else self._writer):
         if o:
             with o.lock: o.conn.close()
+
+@patch
+def leave_log(self:SqliteFile,
+    leave:bool=True, # False to take it back
+):
+    "Have `close` leave the log for a later `fold`: it then waits for no disk"
+    if not self.memory: self._writer.conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(leave))
+
+def fold(
+    path:str, # A file whose log was left
+):
+    "Copy the log into the file. Raises `StoreError`"
+    c = connect(path)
+    try: c.execute('pragma schema_version').fetchall()      # it reads the file; closing does the rest
+    except apsw.Error as e: raise store_error(e, path) from e
+    finally: c.close()
 
 @patch
 def abandon(self:SqliteFile):
