@@ -298,7 +298,7 @@ def open_lane(
     with lock:                                       # a file that is slow to open holds up nobody who wants another
         try:
             if lane := _open_at(key, path): return lane
-            store = SqliteStore(key if path else '', conn, wait_s, open_s)
+            store = SqliteStore(key if path else '', conn, wait_s, open_s, create=check is None)     # what can be checked exists
             try:
                 if check: check(store)
                 return _put(key, Lane(store, here or _presence(key) if path else None, known, clock))

@@ -73,7 +73,7 @@ def move(
     src,store = registry.full(row.path),None
     try:
         os.makedirs(os.path.dirname(dest), exist_ok=True)
-        store = SqliteStore(src)
+        store = SqliteStore(src, create=False)
         store.shut('moving: ')
         drain(store, drain_s)
         with store.writing() as c:
@@ -93,7 +93,7 @@ def _copy(src, row, dest):
     "The file as it will be in its new place; the caller holds the write lock of the old one, and SQLite copies through another connection"
     new = f'{dest}.moving'
     for o in (new, f'{new}-wal', f'{new}-shm'): _unlink(o)
-    c,old = connect(new),connect(src)
+    c,old = connect(new),connect(src, False)
     try:
         with c.backup('main', old, 'main') as b: b.step()
         c.execute('pragma journal_mode=delete').fetchall()
@@ -140,7 +140,7 @@ def passport_of(
     path:str, # A tenant's file
 ):
     "The passport of a file that is not open"
-    store = SqliteStore(path)
+    store = SqliteStore(path, create=False)
     try: return passport(store)
     finally: store.close()
 
@@ -164,7 +164,7 @@ def _recover(registry, row):
     to,dest = row.moving_to.split('\n') if row.moving_to else ('', None)
     target = Registry(to) if to else None
     try:
-        store = SqliteStore(src) if os.path.exists(src) else None
+        store = SqliteStore(src, create=False) if os.path.exists(src) else None
         try: left = row.status=='moving' and (store is None or sealed(store))
         finally:
             if store and (row.status!='moving' or left): store.close()
@@ -179,6 +179,6 @@ def _recover(registry, row):
         if target: target.close()
 
 def _give(registry, row, src):
-    store = SqliteStore(src)
+    store = SqliteStore(src, create=False)
     try: give_back(registry, row, store)
     finally: store.close()

@@ -243,11 +243,13 @@ def _lane(self:Tenants, id):
     self.registry
     for i in range(100):
         if id not in self._pool.entries: self._refresh()
-        if id not in self._pool.entries: raise KeyError(f'no tenant {id!r} in {self._host}')
+        if not (e := self._pool.entries.get(id)): raise KeyError(f'no tenant {id!r} in {self._host}')
         try: return self._pool.lane(id)
-        except StoreMoved:                   # the last millisecond of a move: the registry is about to say where to
-            if i==99: raise
-            time.sleep(.02); self._refresh()
+        except StoreError as x:
+            self._refresh()
+            if self._pool.entries.get(id) is not e: continue           # it has moved meanwhile
+            if i==99 or not isinstance(x, StoreMoved): raise
+            time.sleep(.02)                  # the last millisecond of a move: the registry is about to say where to
 
 # %% ../nbs/22_tenants.ipynb #1a2fc772
 @patch
@@ -450,9 +452,24 @@ def set(self:Tenant,
 @contextmanager
 def _file(self:Tenant):
     "The tenant's file, open for as long as the block takes"
-    while not (lane := self.tenants._lane(self.id)).pin(): time.sleep(.0002)
+    while True:
+        lane = self.tenants._lane(self.id)
+        if not lane.pin(): time.sleep(.0002); continue        # it is just being closed
+        if not lane.store.moved(): break
+        lane.unpin(); lane.close()               # a backup was put in its place
     try: yield lane.store
     finally: lane.unpin()
+
+@patch
+def _settle(self:Tenant, f, wait_s=5.):
+    "Wait until each job that was claimed before the gate was shut has begun, ended or gone back"
+    here,end = self.tenants._here,time.monotonic()+wait_s
+    def waits(owner):
+        held = f.running(owner)
+        if not held or not here.alive(owner): return False
+        begun = here.executing(owner)
+        return begun is not None and any((c.id.encode()[:40], c.fence) not in begun for c in held)
+    while any(waits(o) for o,_ in f.owners()) and time.monotonic()<end: time.sleep(.002)
 
 @patch
 def freeze(self:Tenant,
@@ -461,7 +478,9 @@ def freeze(self:Tenant,
     "Let nothing run; once this returns, no job begins. Raises `TenantBusy` in quarantine or during a move"
     reg,row = self.tenants.registry,self.row
     if not reg.swap(self.id, ('active', 'frozen'), status='frozen', reason=str(reason)): raise TenantBusy(f'tenant {self.id!r} is {row.status}')
-    with self._file() as f: f.shut(f'frozen: {reason}')
+    with self._file() as f:
+        f.shut(f'frozen: {reason}')
+        self._settle(f)
     self.tenants._changed()
     emit('tenant.frozen', tenant=self.id, reason=reason)
 

@@ -62,9 +62,9 @@ def _version(conn, key='schema'):
 # %% ../../nbs/store/01_sqlite_file.ipynb #6c1c1208
 class _Conn:
     "One connection with its lock and the deadline of whoever holds it"
-    def __init__(self, path, conn=None):
+    def __init__(self, path, conn=None, create=False):
         self.path,self.lock,self.deadline,self.wait_s,self.waiting = path,threading.RLock(),0.,0.,False
-        self.conn = conn or connect(path)
+        self.conn = conn or connect(path, create)
         if not conn: self.conn.set_busy_handler(self._again)
 
     def _again(self, n):
@@ -86,13 +86,15 @@ class _Hook:
 
 def connect(
     path:str, # A file, or `:memory:`
+    create:bool=True, # Whether to make a file that is missing
 )->apsw.Connection: # For the caller to close
     "A new connection without the app's hooks. Raises `StoreError`"
     hooks = apsw.connection_hooks
     for i,h in enumerate(hooks):
         if not isinstance(h, _Hook): hooks[i] = _Hook(h)
     _own.opening = True
-    try: return apsw.Connection(path)
+    flags = apsw.SQLITE_OPEN_READWRITE|(apsw.SQLITE_OPEN_CREATE if create else 0)
+    try: return apsw.Connection(path, flags)
     except apsw.Error as e: raise store_error(e, path) from e
     finally: _own.opening = False
 
@@ -142,10 +144,11 @@ class SqliteFile:
         conn:apsw.Connection=None, # The app's own connection, used only where `path` is empty
         wait_s:float=5., # How long to wait for locks, in seconds
         open_s:float=None, # How long to wait for them while opening; None for `wait_s`
+        create:bool=True, # Whether to make a file that is missing
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
         self._queue,self._qlock,self._leading,self._last,self._seen,self._full = [],threading.Lock(),False,1,None,True
-        self._writer = _Conn(self.path, conn if self.memory else None)
+        self._writer = _Conn(self.path, conn if self.memory else None, create)
         try:
             with self._writer.use(wait_s if open_s is None else open_s) as c: self._prepare(c)
         except BaseException:
