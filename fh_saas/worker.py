@@ -401,6 +401,7 @@ def _look(self:Worker, now):
     for lane in self.ready.lanes():
         self.ready.take_back(lane, now-STALE_S)
         if lane.back: self.kick(lane)
+    if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
 
 # %% ../nbs/15_worker.ipynb #6df08721
