@@ -197,7 +197,10 @@ def _visit(self:Worker, lane, runner=True):
 
 @patch
 def _begin(self:Worker, lane):
-    "`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest"
+    """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
+    would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
+    try: self._look_in(lane)
+    except Exception as e: lane._sick(e)
     for i in range(2):
         more = True
         if not lane.turning.acquire(blocking=False): break
@@ -442,16 +445,21 @@ def _restless(self:Worker, lane):
     return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
 
 @patch
+def _look_in(self:Worker, lane):
+    "Take back what the dead have left, and see whether anyone waits for a task that is known here"
+    rescue(lane)
+    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
+
+@patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    rescue(lane)
+    self._look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
     for k in set(lane.means)-lately: lane.means.pop(k, None)     # what has not run for a while says nothing about what comes
     if beat:
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
-    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
     lane._look_ahead()                            # jobs for later that other processes submitted
     if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
 
