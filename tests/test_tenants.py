@@ -556,6 +556,7 @@ def test_upgrade_under_an_older_version(h):
             until(lambda: len(h.log('ran'))==50)
             h.fill(ts['t000'], 20)
             until(lambda: len(h.log('ran'))==70)
+            until(lambda: len(ts['t000'].jobs.list_jobs('j', 'completed'))==70)
         n = len(ts['t000'].jobs.list_jobs('old', limit=10**6))
         until(lambda: len(ts['t000'].jobs.list_jobs('old', limit=10**6))>n)
         h.go('stop')
