@@ -82,9 +82,9 @@ def test_new_tenant_is_served_by_a_running_worker(h):
 
 def test_two_workers_over_150_tenants(h):
     "Two processes over the same tenants: each of 600 jobs runs exactly once, and both take part"
-    ts = h.many(150, 3)
-    with worker(h), worker(h):
-        for t in ts.values(): h.fill(t, 1, work.nap, s=.001)
+    ts = h.many(150)
+    with worker(h), worker(h):                # both are up before there is anything to do
+        for t in ts.values(): h.fill(t, 3); h.fill(t, 1, work.nap, s=.001)
         until(lambda: len(h.log('ran'))>=450 and len(h.log('end'))>=150, 30)
         until(lambda: settled(ts), every=.2)
     names = h.names()
