@@ -345,6 +345,21 @@ def test_delete(h):
 
 # --- shares
 
+@pytest.mark.parametrize('threads', [1, 2])
+def test_weights_split_the_throughput(h, threads):
+    "Weights 1:3, both with a backlog: jobs split 1:3, and a change at run time holds from then on"
+    ts = h.ts()
+    a,b = ts.create('a'),ts.create('b', weight=3)
+    for o in a, b: h.fill(o, 3000, work.nap, s=.001)
+    with worker(h, f'threads={threads}'):
+        until(lambda: len(h.log('end'))>=900, every=.05)
+        first = Counter(o[0] for o in h.names('end')[200:900])
+        a.set(weight=9)
+        n = len(h.log('end'))+300
+        until(lambda: len(h.log('end'))>=n+700, every=.05)
+        then = Counter(o[0] for o in h.names('end')[n:n+700])
+    assert .68<first['b']/700<.82 and .68<then['a']/700<.82, (first, then)
+
 def test_max_running_holds_across_processes(h):
     "max_running=1: never two of the tenant's jobs at once, in whatever process; others are not held up"
     ts = h.ts()
