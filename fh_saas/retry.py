@@ -6,7 +6,7 @@
 __all__ = ['RetryPolicy', 'backoff', 'BackoffError', 'CustomBackoff', 'as_policy', 'JobControl', 'Discard', 'Snooze', 'RetryIn']
 
 # %% ../nbs/01_retry.ipynb #147b0016
-import inspect, math, random, traceback
+import inspect, random, traceback
 from fastcore.basics import patch
 from typing import Callable
 

@@ -18,12 +18,12 @@ from .moving import TenantBusy, drain, give_back, recover, take
 from .moving import move as move_file
 from .presence import presence
 from .rollout import Rollout, advance_all
-from .store.base import FINAL, StoreError, StoreMoved
+from .store.base import StoreError, StoreMoved
 from .store.passport import new_identity, passport, stamp
 from .store.registry import Registry, TenantRow, check_id, check_share, check_zone
 from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
-from .tasks import Known, Tasks, register, shared, submitted
+from .tasks import Known, Tasks, register, shared
 from .telemetry import emit, log
 from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _job, _on_signals
 from pathlib import Path

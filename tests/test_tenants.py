@@ -178,7 +178,7 @@ def test_freeze_stops_another_process(h, task, kw):
         frozen = time.time()
         h.fill(ts.create('t001'), 5)
         until(lambda: len([o for o in h.names() if o.startswith('t001')])==5)
-        time.sleep(.3)
+        time.sleep(.3)                # a claim made before the freeze would begin within STALE_S, 50 ms: nothing to wait for but that it does not
         late = [o for o in h.log(began) if o[2].startswith('t000') and float(o[0])>frozen+.005]
         n = len(h.log(began))-5*(began=='ran')
         assert not late and n<n0 and a.status=='frozen' and a.row.reason=='unpaid', (len(late), n)
@@ -232,7 +232,7 @@ def test_a_restored_file_runs_nothing_by_itself(h):
         assert {j.id for j in a.unfinished()}==set(ids) and {j.status for j in a.jobs.list_jobs()}=={'pending'}
         a.jobs.submit('j', work.quick, folder=str(h.dir), name='new')
         assert a.discard_jobs(ids)==50
-        time.sleep(.6)
+        time.sleep(.6)                # one sweep of the worker, which must find nothing to run
         assert len(h.log('ran'))==53
         a.resume()
         until(lambda: 'new' in h.names())
