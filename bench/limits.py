@@ -10,7 +10,7 @@ path = str(home/'raw.db')
 cols = 'id,job_type,status,payload,max_retries,created_at,task,run_at,ready'
 INSERT = f"insert into tenant_jobs({cols}) values(?,'noop','pending',?,3,?,'bench.task:noop',?,1)"
 CLAIM = """update tenant_jobs set status='running',ready=null,fence=fence+1,owner='raw',started_at=? where rowid in
-    (select rowid from tenant_jobs indexed by tj_due where ready=1 order by priority,run_at limit ?) returning rowid,payload"""
+    (select rowid from tenant_jobs indexed by tj_due where ready=1 and queue is null order by priority,run_at limit ?) returning rowid,payload"""
 DONE = """update tenant_jobs set status='completed',result=?,completed_at=?,run_at=null,owner=null where rowid=? and status='running'"""
 enc,dec,ids = msgspec.json.encode,msgspec.json.decode,JobIds()
 

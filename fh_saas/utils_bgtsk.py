@@ -46,7 +46,7 @@ class TenantJob:
     task: str = None # Name of the task, `module:qualname` or one given at registration
     typed: str = None # JSON list of the arguments that were converted by annotation
     run_at: str = None # When a pending job is due; None once it is over
-    ready: int = None # Where a pending job waits: 1 due, 0 for its time, -1 for its submitter, 2 for a worker that knows its task
+    ready: int = None # Where a pending job waits: 1 due, 0 for its time, -1 for its submitter, 2 for a worker that knows its task, 3 for a pause or limit, 4 for its parents
     priority: int = 0 # Among due jobs, 0 runs first
     fence: int = 0 # How often it has been claimed
     owner: str = None # The process that runs it; None while nobody does
@@ -57,6 +57,14 @@ class TenantJob:
     attempts: str = None # JSON list of failed attempts: number, outcome, time, error
     progress: str = None # JSON of how far it has come
     parents: str = None # JSON list of the jobs it waits for
+    unique_until: str = None # Until when its unique key is taken, where that is a matter of time
+    held: str = None # What holds it back while `ready` is 3: `t:` a job type that is paused or limited, `l:` its limit_key
+    cancel_at: str = None # When somebody asked a running job to end
+    backoff: str = None # JSON list of base, cap and jitter; None for the task's policy
+    tags: str = None # JSON list of texts
+    on_failed: str = None # What to do if a job it waits for fails: `fail`, `cancel` or `run`
+    log: str = None # What the task wrote with `job.log`
+    cursor: str = None # JSON of where the task goes on, see `job.cursor`
 
 _fields = {o.name for o in fields(TenantJob)}
 

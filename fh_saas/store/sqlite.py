@@ -15,7 +15,7 @@ from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
 
 # %% ../../nbs/store/02_sqlite.ipynb #219c14ac
-_NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority')
+_NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority','limit_key','timeout_s','backoff','tags')
 _INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict(id) do nothing"   # a commit that was cut short may be made again
 _new = attrgetter(*_NEW)
 
@@ -45,12 +45,12 @@ class SqliteStore(SqliteFile):
         return self._c.changes()
 
 # %% ../../nbs/store/02_sqlite.ipynb #a20d735a
-_GOT = 'returning rowid,id,fence,job_type,task,payload,typed,retry_count,max_retries,priority,run_at'
+_GOT = 'returning rowid,id,fence,job_type,task,payload,typed,retry_count,max_retries,priority,run_at,queue,limit_key,timeout_s,backoff'
 _TAKE = "update tenant_jobs set status='running', ready=null, fence=fence+1, owner=?, started_at=? where "
-_CLAIM = _TAKE+'''rowid in (select rowid from tenant_jobs indexed by tj_due where ready=1
-    order by priority,run_at limit ?) '''+_GOT
-_CLAIM_ONLY = _TAKE+'''rowid in (select rowid from (select rowid,task from tenant_jobs indexed by tj_due where ready=1
-    order by priority,run_at limit 1000) where task in (select value from json_each(?)) limit ?) '''+_GOT
+_IN_LINE = 'from tenant_jobs indexed by tj_due where ready=1 and queue is ? order by priority,run_at limit ?'
+_CLAIM = _TAKE+f'rowid in (select rowid {_IN_LINE}) {_GOT}'
+_CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE})
+    where task in (select value from json_each(?)) limit ?) {_GOT}'''
 _CLAIM_PARKED = _TAKE+'''rowid in (select rowid from tenant_jobs indexed by tj_parked where ready=2
     and task in (select value from json_each(?)) limit ?) '''+_GOT
 _CLAIM_ONE = _TAKE+"id=? and status='pending' "+_GOT
@@ -60,6 +60,12 @@ _new_claim = tuple.__new__    # a third of the time that `Claim(*o)` takes
 
 _line = itemgetter(9, 10, 0)     # priority, run_at, row
 
+def _claim_of(queues, only):
+    "The statement that claims from several queues"
+    each = ' union all '.join([f'select * from (select rowid,task,priority,run_at {_IN_LINE})']*len(queues))
+    return _TAKE+f'''rowid in (select rowid from ({each}) {'where task in (select value from json_each(?))' if only else ''}
+        order by priority,run_at limit ?) {_GOT}'''
+
 @patch
 def claim(self:SqliteStore,
     owner:str, # Who claims
@@ -68,15 +74,30 @@ def claim(self:SqliteStore,
     lease_until:str, # How long the claims hold unless renewed
     only:str=None, # JSON list of task names: look for no others, among the first thousand; None for all
     parked:list=(), # Task names: take their parked jobs instead
+    queues:tuple=((None, 2**31),), # Pairs (queue, at most so many of it); None for the default queue
 )->list: # `Claim`s, in the order in which they should run
     "Take due jobs, inside `writing()`"
     if parked: rows = self._do(_CLAIM_PARKED, (owner, now, _json(parked), limit))
-    elif only: rows = self._do(_CLAIM_ONLY, (owner, now, only, limit))
-    else: rows = self._do(_CLAIM, (owner, now, limit))
+    elif not queues: return []
+    else:
+        far = [(q, 1000 if only else min(n, limit)) for q,n in queues]
+        last = (only, limit) if only else ()
+        if len(far)==1: rows = self._do(_CLAIM_ONLY if only else _CLAIM, (owner, now, *far[0], *last))
+        else: rows = self._do(_claim_of(far, only), (owner, now, *(v for o in far for v in o), *(last or (limit,))))
     if not rows: return []
     self.renew(owner, lease_until)
     if len(rows)>1: rows.sort(key=_line)
     return [_new_claim(Claim, o) for o in rows]
+
+@patch
+def due_queues(self:SqliteStore)->list: # Names; None for the default queue
+    "The queues in which something is due, inside `writing()`. Reads one index entry for each, however many jobs there are"
+    return [o for o, in self._do(_QUEUES)]
+
+_QUEUES = '''with recursive q(n) as (select min(queue) from tenant_jobs indexed by tj_due where ready=1 and queue is not null
+    union all select (select min(queue) from tenant_jobs indexed by tj_due where ready=1 and queue>q.n) from q where q.n is not null)
+    select null where exists (select 1 from tenant_jobs indexed by tj_due where ready=1 and queue is null)
+    union all select n from q where n is not null'''
 
 @patch
 def claim_one(self:SqliteStore,
@@ -405,4 +426,5 @@ def unfinished(self:SqliteStore)->bool:
     return bool(self.read('''select 1 from (select 1 from tenant_jobs indexed by tj_due where ready=1 limit 1) union all
         select 1 from (select 1 from tenant_jobs indexed by tj_later where ready<=0 limit 1) union all
         select 1 from (select 1 from tenant_jobs indexed by tj_parked where ready=2 limit 1) union all
+        select 1 from (select 1 from tenant_jobs indexed by tj_held where ready=3 limit 1) union all
         select 1 from (select 1 from tenant_workers limit 1)'''))

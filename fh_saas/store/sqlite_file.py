@@ -21,17 +21,32 @@ ADDED = dict(
     run_at='TEXT', ready='INTEGER', priority='INTEGER DEFAULT 0', # when, and where in the line
     fence='INTEGER DEFAULT 0', owner='TEXT',                      # whose it is
     queue='TEXT', unique_key='TEXT', limit_key='TEXT', timeout_s='REAL',
-    attempts='TEXT', progress='TEXT', parents='TEXT')             # JSON: history of failed attempts, progress, jobs it waits for
-VERSION = 2   # 2: tenant_usage
+    attempts='TEXT', progress='TEXT', parents='TEXT',             # JSON: history of failed attempts, progress, jobs it waits for
+    unique_until='TEXT', held='TEXT', cancel_at='TEXT',           # until when the key is taken; what holds it back; since when it is to end
+    backoff='TEXT', tags='TEXT', on_failed='TEXT',                # JSON [base, cap, jitter]; JSON list; what to do if a parent fails
+    log='TEXT', cursor='TEXT')                                    # what the task wrote; JSON of where it goes on
+VERSION = 3   # 2: tenant_usage; 3: options of jobs
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #dcacf8d7
 SCHEMA = '''create index if not exists tj_history on tenant_jobs(job_type, status);
-create index if not exists tj_due on tenant_jobs(priority, run_at) where ready=1;
+create index if not exists tj_due on tenant_jobs(queue, priority, run_at) where ready=1;
 create index if not exists tj_later on tenant_jobs(run_at) where ready<=0;
 create index if not exists tj_parked on tenant_jobs(task) where ready=2;
+create index if not exists tj_held on tenant_jobs(held, priority, run_at) where ready=3;
+create unique index if not exists tj_unique on tenant_jobs(unique_key) where unique_key is not null
+    and (status='pending' or unique_key>='t' or status='running' and unique_key>='r');
+create index if not exists tj_limit on tenant_jobs(limit_key) where limit_key is not null and status='running';
+create index if not exists tj_cancel on tenant_jobs(owner) where cancel_at is not null and status='running';
 create table if not exists tenant_workers(id text primary key, lease_until text) without rowid;
 create table if not exists tenant_meta(key text primary key, value text) without rowid;
-create table if not exists tenant_usage(day text primary key, attempts integer, run_s real, bytes integer) without rowid;'''
+create table if not exists tenant_usage(day text primary key, attempts integer, run_s real, bytes integer) without rowid;
+create table if not exists tenant_controls(name text primary key, value text) without rowid;
+create table if not exists tenant_job_parents(parent text, child text, primary key(parent, child)) without rowid;
+create index if not exists tj_children on tenant_job_parents(child);
+create table if not exists tenant_job_steps(job text, name text, result text, at text, primary key(job, name)) without rowid;
+create table if not exists tenant_starts(key text, at text, job text, primary key(key, at, job)) without rowid;
+create table if not exists tenant_schedules(name text primary key, expr text, tz text, job_type text, task text, payload text, typed text,
+    options text, catch_up text, spread_s real, source text, paused text, last_slot text, next_at text, created_at text) without rowid;'''
 
 def _upgrade(conn):
     "Bring the table to `VERSION`, whatever made it; inside the caller's transaction"
@@ -40,6 +55,7 @@ def _upgrade(conn):
     have = {o[1] for o in conn.execute('pragma table_info(tenant_jobs)').fetchall()}
     for k,v in (COLUMNS|ADDED).items():
         if k not in have: conn.execute(f'alter table tenant_jobs add column {k} {v}')
+    if 'held' not in have: conn.execute('drop index if exists tj_due')       # before version 3 it had no queue
     conn.execute(SCHEMA)
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #6055f802
