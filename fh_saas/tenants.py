@@ -10,11 +10,11 @@ import apsw, os, sys, threading, time
 from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from . import worker as _w
-from .check_in import check_in, make_file, set_gate, sync_folder
+from .check_in import check_in, make_file, set_gate
 from .ids import to_iso
 from .lane import generation, mind, open_lane
 from .lane_pool import LanePool
-from .moving import TenantBusy, drain, give_back, recover, take
+from .moving import TenantBusy, doing, drain, give_back, recover, remove_left, take
 from .moving import move as move_file
 from .presence import presence
 from .rollout import Rollout, advance_all
@@ -276,17 +276,8 @@ def _trouble(self:Tenants, e, why):
 @patch
 def _clear_up(self:Tenants):
     "Finish or undo what dead processes were at"
-    if self._registry.rows('moving', 'deleting') and recover(self._registry, self._here.alive): self._changed()
-    for r in self._registry.rows('deleted'):
-        if r.path: self._remove(r.id, self._registry.full(r.path))
-
-@patch
-def _remove(self:Tenants, id, path):
-    "Remove a deleted tenant's files"
-    for o in (path, f'{path}-wal', f'{path}-shm'):
-        with suppress(FileNotFoundError): os.unlink(o)
-    sync_folder(os.path.dirname(path))
-    if (r := self._registry.get(id)) and r.status=='deleted': self._registry.set(id, path=None)
+    if recover(self._registry, self._here.alive, self._here.owner): self._changed()
+    remove_left(self._registry)
 
 # %% ../nbs/22_tenants.ipynb #d1052fdd
 @patch
@@ -365,6 +356,7 @@ def create(self:Tenants,
     check_id(id); check_zone(timezone); check_share(weight, max_running); reg.check_plan(plan)
     if (old := reg.get(id)) and old.status!='deleted': raise ValueError(f'tenant {id!r} exists')
     kw = dict(plan=plan, timezone=timezone, weight=weight, max_running=max_running)
+    if path and os.path.exists(path): remove_left(reg)
     if self._opens: self._create_with_app(id, kw)
     elif path and os.path.exists(path): self._take_over(id, os.path.realpath(path), kw)
     else: self._create_file(id, os.path.realpath(path) if path else self._free_path(id), kw)
@@ -375,6 +367,8 @@ def create(self:Tenants,
 def _free_path(self:Tenants, id):
     for i in range(1, 1000):
         p = os.path.join(os.path.dirname(self._host), f'{id}.db' if i==1 else f'{id}-{i}.db')
+        if not os.path.exists(p): return p
+        if i==1: remove_left(self.registry)               # the file of a deleted tenant may wait there
         if not os.path.exists(p): return p
         if not self.registry.by_path(self.registry.keep(p)): raise ValueError(f'{p} exists; to take it over say path={p!r}')
     raise ValueError(f'no file name is free for {id!r}')
@@ -403,6 +397,10 @@ def _take_over(self:Tenants, id, path, kw):
 @patch
 def _create_with_app(self:Tenants, id, kw):
     "The app opens, and so makes, the database"
+    with doing(self.registry, id): self._make_with_app(id, kw)
+
+@patch
+def _make_with_app(self:Tenants, id, kw):
     self.registry.add(id, self._options['clock'](), status='deleting', operator=self._here.owner, status_after='active', identity=new_identity(), **kw)
     try:
         path = os.path.realpath(self._db(id).conn.filename)
@@ -520,7 +518,18 @@ def delete(self:Tenant,
     "Delete the tenant, its database and its jobs. Raises `ValueError` if `confirm` is another id, `TenantBusy` if jobs go on running"
     if confirm!=self.id: raise ValueError(f'to delete tenant {self.id!r} say confirm={self.id!r}')
     ts = self.tenants
-    row = take(ts.registry, self.id, 'deleting', ts._here.owner, ('active', 'frozen', 'quarantined'))
+    with doing(ts.registry, self.id):
+        row = take(ts.registry, self.id, 'deleting', ts._here.owner, ('active', 'frozen', 'quarantined'))
+        self._empty(row, drain_s)
+        ts.registry.set(self.id, status='deleted', deleted_at=to_iso(ts._options['clock']()), operator=None, status_after=None)
+    ts._changed()
+    remove_left(ts.registry)
+    emit('tenant.deleted', tenant=self.id)
+
+@patch
+def _empty(self:Tenant, row, drain_s):
+    "Wait until none of the jobs runs, and let none begin; or leave all as it was"
+    ts = self.tenants
     path = ts.registry.full(row.path)
     try:
         if os.path.exists(path):
@@ -529,14 +538,11 @@ def delete(self:Tenant,
                 n = drain(f, ts._options['drain_s'] if drain_s is None else drain_s)
             if n: raise TenantBusy(f'{n} jobs of tenant {self.id!r} still run; cancel them, or try again later')
     except BaseException:
-        with suppress(StoreError):
+        try:
             with self._file() as f: give_back(ts.registry, row, f)
+        except StoreError: give_back(ts.registry, row)
         ts._changed()
         raise
-    ts.registry.set(self.id, status='deleted', deleted_at=to_iso(ts._options['clock']()), operator=None, status_after=None)
-    ts._changed()
-    ts._remove(self.id, path)
-    emit('tenant.deleted', tenant=self.id)
 
 
 

@@ -89,7 +89,7 @@ MOVE = '''
 def go(dir, n):
     a = data(dir)['t000']; both_run(dir)
     to = %s
-    cut(n, mv.move, mv._copy, mv._receive, mv._finish, mv._undo)
+    cut(n, mv.move, mv._to_copy, mv._copy, mv._name, mv._receive, mv._finish, mv._remove_left, mv._unlink)
     a.move(to, drain_s=0)'''
 
 def test_kill_at_each_step_of_a_move(tmp_path):
@@ -130,7 +130,7 @@ def test_kill_at_each_step_of_a_move_to_another_registry(tmp_path, first):
 DELETE = '''
 def go(dir, n):
     ts = data(dir, worker=False)
-    cut(n, Tenant.delete, mv.take, mv.drain, type(ts)._remove)
+    cut(n, Tenant.delete, Tenant._empty, mv.take, mv.drain, mv.remove_left, mv._remove_left, mv._unlink)
     ts['t000'].delete('t000')'''
 
 def test_kill_at_each_step_of_a_delete(tmp_path):
@@ -158,7 +158,7 @@ def opens(t):
 def go(dir, n):
     Tenants.root = dir
     ts = data(dir, worker=False, open=opens)
-    cut(n, Tenants._create_with_app, Tenants._create_file, Tenants.create, opens)
+    cut(n, Tenants._create_with_app, Tenants._make_with_app, Tenants._create_file, Tenants.create, opens)
     ts.create('t001')'''
 
 @pytest.mark.parametrize('open', ['opens', 'None'])
