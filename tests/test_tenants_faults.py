@@ -174,3 +174,188 @@ def test_kill_at_each_step_of_a_create(tmp_path, open):
         else: ts.create('t001', path=h.dir/'data/t001.db' if (h.dir/'data/t001.db').exists() else None)
         assert not ts.health()['tenants'] or 'belonged' in ts.health()['tenants']['t001']['why'], n
     each_step(tmp_path, CREATE.replace('open=opens', f'open={open}'), prepare, check, 8)
+
+# --- what others do meanwhile
+
+def test_move_spares_a_tenant_made_at_its_destination(h):
+    "Another tenant is made at the destination while the move waits for a job: the move fails, both are whole"
+    ts = h.many(1)
+    a, = ts.values()
+    h.fill(a, 1, work.gated)
+    there = str(h.dir/'there'/'t000.db')
+    with worker(h), process(h, "t = tenants(worker=False)['t000']\nout('up')\ntry: t.move(folder+'/there')\nexcept ValueError as e: out(e)", pre=PRE) as p:
+        until(lambda: h.log('start'))
+        said(p, 'up')
+        until(lambda: a.status=='moving')
+        os.makedirs(h.dir/'there', exist_ok=True)
+        b = ts.create('b', path=there)
+        h.fill(b, 3)
+        h.go()
+        assert 'exists already' in p.communicate(timeout=20)[0]
+        until(lambda: len(h.log('end'))==1 and len(h.log('ran'))==3)
+        until(lambda: settled(ts), every=.05)
+    assert (a.status, b.status, b.path, a.path)==('active', 'active', there, str(h.dir/'data'/'t000.db'))
+    assert len(b.jobs.list_jobs())==3 and files(h, 'there')==['there/t000.db']
+
+def test_recovery_spares_a_tenant_made_at_the_destination(h):
+    "The mover is killed, then a tenant is made where it was moving to: recovery undoes the move and leaves that tenant alone"
+    a, = h.many(1, 2).values()
+    other = Tenants(h.dir/'other', worker=False, tasks=TASKS); h.opened.append(other)
+    run_py(h, "import fh_saas.moving as mv\nmv._copy = lambda *a: os.kill(os.getpid(), 9)\nt = tenants(worker=False)\nt['t000'].move(Tenants(folder+'/other', worker=False))",
+           pre=PRE, rc=-9)
+    b = other.create('t000'); h.fill(b, 3)
+    ts = h.ts()
+    assert ts['t000'].status=='active' and len(ts['t000'].jobs.list_jobs())==2
+    assert os.path.exists(b.path) and len(b.jobs.list_jobs())==3 and b.status=='active'
+
+def test_moved_on_before_the_crash_was_noticed(h):
+    "The mover dies when the other registry has the tenant already, and there it is renamed and moved on: the first registry still finishes"
+    h.many(1, 2)
+    run_py(h, """
+import fh_saas.store.registry as r
+swap = r.Registry.swap
+def dies(self, id, was, **cols):
+    if cols.get('status')=='deleted': os.kill(os.getpid(), 9)
+    return swap(self, id, was, **cols)
+r.Registry.swap = dies
+tenants(worker=False)['t000'].move(Tenants(folder+'/other', worker=False))""", pre=PRE, rc=-9)
+    other = Tenants(h.dir/'other', worker=False, tasks=TASKS); h.opened.append(other)
+    b = other['t000'].rename('t001'); b.move(h.dir/'far')
+    ts = h.ts()
+    assert 't000' not in ts and files(h, 'data', 'other', 'far')==['far/t000.db'] and len(b.jobs.list_jobs())==2 and b.status=='active'
+
+def test_delete_of_a_damaged_tenant(h):
+    "Says why it fails and leaves the status as it was, in this process and the next; once the file is out of the way, it works"
+    ts = h.many(2)
+    path = ts['t000'].path
+    ts.close()
+    with open(path, 'wb') as f: f.write(b'x'*9000)
+    ts = h.ts()
+    with pytest.raises(StoreError, match='not a SQLite database'): ts['t000'].delete('t000')
+    assert ts['t000'].status=='active' and h.ts()['t000'].status=='active'
+    os.unlink(path)
+    ts['t000'].delete('t000')
+    assert list(ts)==['t001']
+
+def test_a_registry_that_was_locked_when_the_move_should_end(h):
+    "The registry stays locked just when the move has to be written: the move raises, and the same process finishes it at its next look"
+    ts = h.ts(busy_s=.05)
+    a = ts.create('t000'); h.fill(a, 2)
+    reg,real = ts.registry,type(ts.registry).swap
+    def locked(self, id, was, **cols):
+        if 'path' in cols: raise StoreError('locked')
+        return real(self, id, was, **cols)
+    type(reg).swap = locked
+    try:
+        with pytest.raises(StoreError): a.move(h.dir/'there')
+    finally: type(reg).swap = real
+    assert a.status=='moving'
+    ts._clear_up()
+    assert a.status=='active' and a.path==str(h.dir/'there'/'t000.db') and len(a.jobs.list_jobs())==2 and files(h, 'data', 'there')==['there/t000.db']
+
+# --- rename
+
+RENAMES = '''
+ts,i,id = tenants(worker=False),0,'t000'
+out('up')
+while not is_open(folder, 'stop'):
+    try: ts[id].jobs.submit('j', quick, folder=folder, name=i)
+    except KeyError: id = list(ts)[0]; continue
+    i += 1
+out(i)'''
+
+def test_rename_under_load(h):
+    "Renamed twice while one process works, another submits and two jobs execute: each job runs once, nothing is lost"
+    ts = h.many(1)
+    a, = ts.values()
+    held = h.fill(a, 2, work.gated)
+    with worker(h), up(process(h, RENAMES, pre=PRE)) as s:
+        until(lambda: len(h.log('start'))==2)
+        for new in 'new', 't000':
+            n = len(h.log('ran'))
+            until(lambda: len(h.log('ran'))>n+50)
+            a = a.rename(new)
+        n = len(h.log('ran'))
+        until(lambda: len(h.log('ran'))>n+50)
+        h.go('stop')
+        n = int(s.communicate(timeout=20)[0])
+        h.go()
+        until(lambda: len(h.log('ran'))>=n and len(h.log('end'))>=2)
+        until(lambda: settled(ts), every=.05)
+    assert sorted(map(int, h.names()))==list(range(n))
+    assert len(h.log('start'))==2, 'what executed was not run again'
+    assert {(j.status,j.retry_count) for j in a.jobs.list_jobs(limit=10**6)}=={('completed',0)} and a.status=='active'
+
+def test_rename_in_a_rollout(h):
+    "A tenant that is renamed while a rollout is under way gets its job under the new name"
+    ts = h.many(3)
+    r = ts.submit_all('w', work.quick, dict(folder=str(h.dir)), canaries=1, batch=1)
+    ts['t000'].rename('first'); ts['t002'].rename('last')
+    with worker(h): until(lambda: r.progress()['state']!='running', 20, .05)
+    assert r.progress()['completed']==3 and not r.failures() and len(h.log('ran'))==3, (r.progress(), r.failures())
+
+# --- two Tenants, one worker
+
+BOTH = '''
+a,b = tenants(),Tenants(folder+'/other', tasks=[quick,aquick,gated,nap,fails], handoff=0)
+out('up'); a.run()'''
+
+def test_move_between_tenants_that_one_worker_serves(h):
+    "There and back while a worker serves both and another process submits to whichever has it: each job runs once"
+    ts = h.many(1)
+    other = Tenants(h.dir/'other', worker=False, tasks=TASKS); h.opened.append(other)
+    a = ts['t000']
+    subs = '''
+both,i = [tenants(worker=False), Tenants(folder+'/other', worker=False, tasks=[quick])],0
+out('up')
+while not is_open(folder, 'stop'):
+    try: both[0]['t000'].jobs.submit('j', quick, folder=folder, name=i); i += 1
+    except (KeyError, StoreError): both.reverse()
+out(i)'''
+    with up(process(h, BOTH, pre=PRE)), up(process(h, subs, pre=PRE)) as s:
+        for to in other, ts, other:
+            n = len(h.log('ran'))
+            until(lambda: len(h.log('ran'))>n+50)
+            a = a.move(to)
+        n = len(h.log('ran'))
+        until(lambda: len(h.log('ran'))>n+50)
+        h.go('stop')
+        n = int(s.communicate(timeout=20)[0])
+        until(lambda: len(h.log('ran'))>=n)
+        until(lambda: settled(other), every=.05)
+    assert sorted(map(int, h.names()))==list(range(n))
+    assert 't000' not in ts and a.tenants is other and files(h, 'data', 'other')==['other/t000.db']
+    assert {(j.status,j.retry_count) for j in a.jobs.list_jobs(limit=10**6)}=={('completed',0)}
+
+# --- migrate
+
+def cli_migrate(h):
+    code = 'import sys; sys.argv[0] = "fh_saas"; from fh_saas.cli import main; main()'
+    p = subprocess.run([sys.executable, '-c', code, 'migrate', '--all', str(h.path)], capture_output=True, text=True, cwd=h.dir, env=env(), timeout=60)
+    assert 'Traceback' not in p.stderr, p.stderr
+    return p.returncode,p.stdout.splitlines()
+
+def test_migrate_past_files_that_fail(h):
+    "A corrupt, a locked and a missing file among good ones: those are named with the reason, exit code 1, the others are migrated; repaired, it succeeds"
+    ts = h.many(8)
+    paths = {t.id:t.path for t in ts.values()}
+    ts.close()
+    for o in paths.values():
+        c = apsw.Connection(o)
+        c.execute("drop table tenant_usage; drop table tenant_starts; update tenant_meta set value=1 where key='schema'"); c.close()
+    good = {o:open(paths[o], 'rb').read() for o in ('t001','t005')}
+    with open(paths['t001'], 'wb') as f: f.write(os.urandom(8192))
+    os.unlink(paths['t005'])
+    c = apsw.Connection(paths['t003']); c.execute('begin immediate')
+    rc,out = cli_migrate(h)
+    bad = dict(o.split(': ', 1) for o in out if ': ' in o)
+    assert rc==1 and set(bad)=={'t001','t003','t005'} and out[-1]=='5 upgraded, 3 failed', out
+    assert re.search('not a SQLite database|damaged', bad['t001']) and 'locked' in bad['t003'] and 'missing' in bad['t005'], bad
+    assert set(h.ts().behind())==set(bad)
+    c.execute('rollback'); c.close()
+    for o,b in good.items():
+        with open(paths[o], 'wb') as f: f.write(b)
+    rc,out = cli_migrate(h)
+    assert rc==0 and '3 of 8' in out[0] and not h.ts().behind(), out
+    rc,out = cli_migrate(h)
+    assert rc==0 and '0 of 8' in out[0]
