@@ -79,6 +79,18 @@ def put(self:LanePool,
     return e
 
 @patch
+def rename(self:LanePool,
+    id:str, # The tenant, as it was known
+    new:str, # Its id from now on
+):
+    "Know a tenant under another id; what it runs goes on"
+    if new in self.entries: self.drop(new)
+    e = self.entries[new] = self.entries.pop(id)
+    e.id = new
+    for o in self.sick,self.open,self.marks:
+        if id in o: o[new] = o.pop(id)
+
+@patch
 def drop(self:LanePool,
     id:str, # The tenant
 ):

@@ -215,7 +215,7 @@ def _refresh(self:Tenants):
             self._seq = max(self._seq, r.seq)
             if r.status=='deleted' or r.path is None: self._forget(r.id); continue
             path = self._registry.full(r.path)
-            if (e := self._pool.paths.get(path)) and e.id!=r.id: self._forget(e.id)        # renamed
+            if (e := self._pool.paths.get(path)) and e.id!=r.id: self._rename(e.id, r.id)
             if (e := self._pool.entries.get(r.id)) and e.path!=path and (db := self._dbs.get(r.id)): db.__dict__['_stale'] = True     # moved
             w,m = plans.get(r.plan, (1., None))
             e = self._pool.put(r.id, path, r.weight if r.weight is not None else w, r.max_running if r.max_running is not None else m)
@@ -223,8 +223,18 @@ def _refresh(self:Tenants):
 
 @patch
 def _forget(self:Tenants, id):
-    "The tenant is gone, or has another id, or lies elsewhere"
+    "The tenant is gone"
     self._pool.drop(id)
+    self._let_go(id)
+
+@patch
+def _rename(self:Tenants, id, new):
+    "The tenant has another id: nobody gets it under the old one any more, and what runs goes on"
+    for o in id, new: self._let_go(o)
+    self._pool.rename(id, new)
+
+@patch
+def _let_go(self:Tenants, id):
     self._managers.pop(id, None)
     if db := self._dbs.pop(id, None): db._shut()
 

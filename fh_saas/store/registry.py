@@ -43,7 +43,7 @@ class TenantRow:
     identity: str # What the file says of itself, see A file's passport
     epoch: int # Goes up with each move and each resume
     mark: int # Attempts that had ended when this was last copied from the file
-    moving_to: str # Real path of the copy while a move is under way
+    moving_to: str # While a move is under way, registry and real path of the copy; after it, where the old file waits to be removed
     operator: str # Process that is moving or deleting it
     status_after: str # Status that it has after that
     trouble: str # Why its database cannot be used at present; None if it can
@@ -222,6 +222,7 @@ def rename(self:Registry,
             if old[0][1]!='deleted': raise ValueError(f'tenant {old[0][0]!r} exists')
             self._change(c, id, {})                       # before the tombstone goes, which may have the highest number
             c.execute('delete from tenant_registry where id=?', (old[0][0],))
+        c.execute('update tenant_rollout_jobs set tenant=? where tenant=?', (new, id))
         if not self._change(c, id, dict(id=new)): raise KeyError(f'no tenant {id!r} in {self.path}')
 
 @patch
