@@ -55,7 +55,7 @@ class Lane:
         self.lately = set()                        # tasks that ended since the worker's last sweep
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
         self.news = False                          # somebody says that there is something to claim
-        self.parked,self.due_at,self.pause_until,self.pauses,self.error = [],None,0.,0,None
+        self.parked,self.due_at,self.pause_until,self.pauses,self.error,self.failure = [],None,0.,0,None,None
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
         self.writes_only = False                   # served only until what waits is written: this process does not run its jobs
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
@@ -174,7 +174,7 @@ def _look_ahead(self:Lane):
 
 @patch
 def _sick(self:Lane, e):
-    self.pauses += 1
+    self.pauses,self.failure = self.pauses+1,e
     pause,self.error = min(5., .01*2**min(self.pauses, 9)),str(e)
     self.pause_until = time.monotonic()+pause
     if self.pauses==(5 if isinstance(e, StoreBusy) else 1) or not self.pauses%100: log.warning('%s; %d ends of jobs wait; next try in %.1f s', e, len(self.acks), pause)

@@ -499,13 +499,16 @@ def transaction(self:BackgroundTaskManager)->Transaction: # A context manager, s
 # %% ../nbs/20_utils_bgtsk.ipynb #0981c1c2
 @patch
 def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
-    "Run jobs in this thread until none is due"
+    "Run jobs in this thread until none is due. Raises `StoreBusy` or `StoreError` if the database could not be written for `busy_s`"
     n = 0
     with self._using() as lane:
         if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
         lane.due_at,lane.writes_only = None,False
         while True:
-            with lane.turning: got = lane.turn(1)
+            with lane.turning:
+                lane.failure = None
+                got = lane.turn(1, wait_s=self.busy_s)
+                if lane.failure: raise lane.failure
             if not got and not lane.aside: return n
             for a in got: self._attempt(lane, a); n += 1
 

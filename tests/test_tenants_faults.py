@@ -1,5 +1,5 @@
 "Tenants when things go wrong half-way: kill -9 at every step of a move and a delete, full and read-only files, files that cannot be upgraded"
-import os, re, signal, subprocess, sys, time
+import os, re, subprocess, sys
 from collections import Counter
 from contextlib import contextmanager
 
@@ -7,8 +7,9 @@ import apsw, pytest, work
 from fh_saas.maintenance import rescue
 from fh_saas.store.base import StoreError
 from fh_saas.tenants import Tenants
-from test_tenants import PRE, TASKS, House, h, jobs, settled, up, worker
-from util import end, env, process, run_py, said, start_py, until
+from fh_saas.utils_bgtsk import StoreBusy
+from test_tenants import PRE, TASKS, House, h, settled, up, worker
+from util import env, process, run_py, said, until
 
 # --- kill -9 at every step
 
@@ -359,3 +360,82 @@ def test_migrate_past_files_that_fail(h):
     assert rc==0 and '3 of 8' in out[0] and not h.ts().behind(), out
     rc,out = cli_migrate(h)
     assert rc==0 and '0 of 8' in out[0]
+
+# --- a full and a read-only disk
+
+@contextmanager
+def small_disk(h, kib=400):
+    "A file system of its own at `disk`, where that is allowed"
+    d = h.dir/'disk'
+    d.mkdir()
+    if not hasattr(os, 'geteuid') or os.geteuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={kib}k', 'tmpfs', d], capture_output=True).returncode:
+        pytest.skip('mounts a small file system, which is not allowed here')
+    try: yield d
+    finally: subprocess.run(['umount', '-l', d])
+
+def remount(d, how): subprocess.run(['mount', '-o', f'remount,{how}', d], check=True)
+
+def why(ts): return {k:o['why'] for k,o in ts.health()['tenants'].items()}
+
+def test_a_full_disk_costs_its_tenant_alone(h):
+    "No room for one tenant's file: submitting there says so, health says so, others go on; with room again it recovers by itself"
+    with small_disk(h) as d:
+        ts = h.many(2)
+        a = ts.create('full', path=d/'full.db')
+        ids = h.fill(a, 40)
+        with worker(h):
+            until(lambda: len(h.log('ran'))==40 and settled(ts), every=.05)
+            h.fill(a, 1, work.gated)
+            until(lambda: h.log('start'))
+            fd = os.open(d/'filler', os.O_WRONLY|os.O_CREAT)
+            with pytest.raises(OSError):
+                while True: os.write(fd, b'x'*4096)
+            os.close(fd)
+            with pytest.raises(StoreError, match='full'):
+                for i in range(1000): a.jobs.submit('j', work.quick, folder=str(h.dir), name='x'*4000)
+            n = len(a.jobs.list_jobs(limit=10**6))
+            h.go()
+            until(lambda: h.log('end'))                                # its end cannot be written
+            until(lambda: 'full' in why(ts), every=.05)
+            assert re.search('cannot grow|disk error', why(ts)['full']) and set(why(ts))=={'full'}, why(ts)
+            for o in 't000','t001': h.fill(ts[o], 3)
+            until(lambda: len([o for o in h.names() if o[:2]=='t0'])==6, 5)
+            os.unlink(d/'filler')
+            until(lambda: settled(ts), 15, .05)
+            until(lambda: not why(ts), 10, .05)
+        js = a.jobs.list_jobs(limit=10**6)
+        assert len(js)==n and {(j.status,j.retry_count) for j in js}=={('completed',0)} and len(h.log('start'))==1
+        ts.close(); h.opened.clear()
+
+def test_a_read_only_disk_costs_its_tenant_alone(h):
+    "One tenant's disk is read-only: health says so and goes on saying so, others go on; writable again, it recovers by itself"
+    with small_disk(h) as d:
+        ts = h.many(2)
+        h.fill(ts.create('ro', path=d/'ro.db'), 5)
+        ts.close()
+        remount(d, 'ro')
+        ts = h.ts()
+        with worker(h):
+            until(lambda: 'ro' in why(ts), every=.05)
+            for o in 't000','t001': h.fill(ts[o], 3)
+            until(lambda: len(h.log('ran'))==6, 5)
+            with pytest.raises(StoreError, match='read-only|cannot be opened'): ts['ro'].jobs.submit('j', work.quick, folder=str(h.dir))
+            assert set(why(ts))=={'ro'} and re.search('read-only|cannot be opened', why(ts)['ro']), why(ts)
+            ts.close()
+            remount(d, 'rw')
+            ts = h.ts()
+            until(lambda: len(h.log('ran'))==11, 30)
+            until(lambda: not why(ts), 10, .05)
+        ts.close(); h.opened.clear()
+
+# --- run_due
+
+def test_run_due_on_a_locked_file(t):
+    "run_due does not say that nothing is due when it could not look: StoreBusy after `busy_s`; the job runs once the lock is gone"
+    m = t.look(busy_s=.1)
+    id,_ = m.submit('j', work.quick, folder=str(t.dir))
+    c = apsw.Connection(str(t.path)); c.execute('begin immediate')
+    with pytest.raises(StoreBusy, match='locked'): m.run_due()
+    c.execute('rollback')
+    assert m.run_due()==1 and m.get_job(id).status=='completed' and m.run_due()==0
+    c.close()
