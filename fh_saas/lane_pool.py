@@ -78,6 +78,7 @@ def put(self:LanePool,
     if e.lane: e.lane.weight,e.lane.max_running = weight,max_running
     return e
 
+# %% ../nbs/17_lane_pool.ipynb #ed620eff
 @patch
 def rename(self:LanePool,
     id:str, # The tenant, as it was known
@@ -162,6 +163,7 @@ def _victim(self:LanePool):
     self._victims = [None, *sorted(self.open.values(), key=lambda e: -e.lane.used_at if e.lane else 0.)]
     return self._victims.pop()
 
+# %% ../nbs/17_lane_pool.ipynb #942f88b2
 @patch
 def _shut(self:LanePool, e, hurry=False):
     "Close an entry's lane if nothing needs it, and remember when to open it again; in a hurry its log is left for later"
@@ -215,6 +217,7 @@ def _opens(self:LanePool):
             log.exception('%r could not be opened', e)
             if e: self._failed(e, str(x))
 
+# %% ../nbs/17_lane_pool.ipynb #bc7030ee
 @patch
 def _fold(self:LanePool):
     "Nobody waits: copy a log that was left into its file"
@@ -241,7 +244,7 @@ def _rest(self:LanePool):
     for e in list(self.open.values()):
         if e.lane.hungry and now-e.lane.opened_at>REST_S: e.lane.resting = True
 
-# %% ../nbs/17_lane_pool.ipynb #bc7030ee
+# %% ../nbs/17_lane_pool.ipynb #05304964
 @patch
 def heard(self:LanePool,
     names:set, # Databases that somebody rang for and that are not open here
@@ -270,6 +273,7 @@ def sweep(self:LanePool,
     self._ask_files(now)
     for e in list(self.open.values()): self._mind(e, now)
 
+# %% ../nbs/17_lane_pool.ipynb #9ddbd621
 @patch
 def _ask_files(self:LanePool, now):
     "A twentieth of the tenants, so each once in `ROUND_S`"

@@ -149,6 +149,7 @@ def doing(
     try: yield
     finally: _busy.discard(k)
 
+# %% ../nbs/19_moving.ipynb #80a6c9b1
 def move(
     registry:Registry, # The host's
     id:str, # The tenant
@@ -237,6 +238,7 @@ def _inherit(registry, row, me):
         return bool(c.execute('update tenant_registry set operator=? where id=? and status=? and operator is ? and moving_to is ? returning id',
                               (me, row.id, row.status, row.operator, row.moving_to)).fetchall())
 
+# %% ../nbs/19_moving.ipynb #318656bc
 def _recover(registry, row):
     if row.path is None: return registry.set(row.id, status='deleted', operator=None, status_after=None)    # the app never opened it
     if row.status=='deleting': how = _give(registry, row, registry.full(row.path))

@@ -58,6 +58,7 @@ class _Closable:
             if c is not None: c.close()
             return True
 
+# %% ../nbs/22_tenants.ipynb #c1a4e7b9
 def closable(
     db, # A fastlite `Database`
     reopen:Callable, # Gives a new connection
@@ -169,6 +170,7 @@ class Tenants:
         if worker: self._serve()
     def __repr__(self): return f'Tenants({os.path.dirname(self._host)!r})'
 
+# %% ../nbs/22_tenants.ipynb #9f1aa2b0
 def _host_file(where):
     "The registry's file"
     if isinstance(where, (str, Path)):
@@ -221,6 +223,7 @@ def _refresh(self:Tenants):
             e = self._pool.put(r.id, path, r.weight if r.weight is not None else w, r.max_running if r.max_running is not None else m)
             if e.sig is not None and self._pool.worker: self._pool.look(e)
 
+# %% ../nbs/22_tenants.ipynb #109e1965
 @patch
 def _forget(self:Tenants, id):
     "The tenant is gone"
@@ -238,6 +241,7 @@ def _let_go(self:Tenants, id):
     self._managers.pop(id, None)
     if db := self._dbs.pop(id, None): db._shut()
 
+# %% ../nbs/22_tenants.ipynb #96376dd3
 @patch
 def _opener(self:Tenants, e):
     "The lane of an entry, checked in"
@@ -373,6 +377,7 @@ def create(self:Tenants,
     self._changed()
     return Tenant(self, id)
 
+# %% ../nbs/22_tenants.ipynb #1ac55ac2
 @patch
 def _free_path(self:Tenants, id):
     for i in range(1, 1000):
@@ -404,6 +409,7 @@ def _take_over(self:Tenants, id, path, kw):
             set_gate(c, f'quarantined: {strange["reason"]}' if strange else None)
     finally: store.close()
 
+# %% ../nbs/22_tenants.ipynb #aac79046
 @patch
 def _create_with_app(self:Tenants, id, kw):
     "The app opens, and so makes, the database"
@@ -479,6 +485,7 @@ def _settle(self:Tenant, f, wait_s=5.):
         return begun is not None and any((c.id.encode()[:40], c.fence) not in begun for c in held)
     while any(waits(o) for o,_ in f.owners()) and time.monotonic()<end: time.sleep(.002)
 
+# %% ../nbs/22_tenants.ipynb #c85fd6cc
 @patch
 def freeze(self:Tenant,
     reason:str='', # Why; people will read it
@@ -509,6 +516,7 @@ def _ring(self:Tenants, id):
         self._here.ring(e.path)
         self._pool.look(e)
 
+# %% ../nbs/22_tenants.ipynb #142793d6
 @patch
 def rename(self:Tenant,
     id:str, # Its id from now on
@@ -654,6 +662,7 @@ def lifespan(self:Tenants)->Lifespan:
     "A lifespan for FastHTML and Starlette that starts the worker with the app and drains it with the app"
     return Lifespan(self)
 
+# %% ../nbs/22_tenants.ipynb #eef56a81
 @patch
 def _become_worker(self:Tenants, threads, async_jobs):
     "What `fh_saas worker` asks for: run jobs here, and hold none for a BackgroundTask that nobody will call"
@@ -742,6 +751,7 @@ def rollouts(self:Tenants)->list: # `Rollout`s, newest first
     "All that `submit_all` began"
     return Rollout.all(self)
 
+# %% ../nbs/22_tenants.ipynb #0e52fb94
 @patch
 def retry_failed(self:Tenants,
     job_type:str=None, # Only jobs of this type; None for all
@@ -762,6 +772,7 @@ def retry_failed(self:Tenants,
 @patch
 def _now(self:Tenants): return to_iso(self._options['clock']())
 
+# %% ../nbs/22_tenants.ipynb #b75ce59c
 @patch
 def migrate(self:Tenants,
     progress:Callable=None, # Called as `progress(done, total, tenant)` after each tenant

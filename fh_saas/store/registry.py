@@ -52,6 +52,7 @@ class TenantRow:
     deleted_at: str # When it was deleted, UTC
     seq: int # Number of the row's last change
 
+# %% ../../nbs/store/04_registry.ipynb #9823aa3f
 _COLS = [o.name for o in fields(TenantRow)]
 ROLLOUTS = '''create table if not exists tenant_rollouts(id text primary key, job_type text, task text, payload text, typed text, max_retries integer,
     state text, why text, canaries integer, batch integer, stop_at_failures real, created_at text, ended_at text);
@@ -183,6 +184,7 @@ def add(self:Registry,
         c.execute(f"insert into tenant_registry({','.join(row)}) values({','.join('?'*len(row))})", tuple(row.values()))
     return self.get(id)
 
+# %% ../../nbs/store/04_registry.ipynb #a6f7af04
 @patch
 def check_plan(self:Registry,
     plan:str, # Name of a plan
@@ -209,7 +211,7 @@ def check_share(
         if isinstance(v, bool) or not isinstance(v, typ): raise TypeError(f'{k} must be a number, not {v!r}')
         if not 0<v<1e9: raise ValueError(f'{k} must be above 0 and below a billion, not {v!r}; to let nothing run, freeze the tenant')
 
-# %% ../../nbs/store/04_registry.ipynb #a6f7af04
+# %% ../../nbs/store/04_registry.ipynb #5dfb5ce9
 @patch
 def rename(self:Registry,
     id:str, # The tenant
@@ -225,6 +227,7 @@ def rename(self:Registry,
         c.execute('update tenant_rollout_jobs set tenant=? where tenant=?', (new, id))
         if not self._change(c, id, dict(id=new)): raise KeyError(f'no tenant {id!r} in {self.path}')
 
+# %% ../../nbs/store/04_registry.ipynb #8ec5eaf2
 @patch
 def set_plan(self:Registry,
     name:str, # The plan
