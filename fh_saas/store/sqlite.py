@@ -10,7 +10,7 @@ import apsw, msgspec
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
 from ..retry import backoff
-from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES
+from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES, StoreError
 from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
 
@@ -45,10 +45,12 @@ class SqliteStore(SqliteFile):
         return self._c.changes()
 
 # %% ../../nbs/store/02_sqlite.ipynb #a20d735a
-_GOT = 'returning rowid,id,fence,job_type,task,payload,typed,retry_count,max_retries,priority,run_at,queue,limit_key,timeout_s,backoff'
+_COLS = 'job_type,task,payload,typed,retry_count,max_retries,priority,run_at,queue,limit_key,timeout_s,backoff'
+_GOT = f'returning rowid,id,fence,{_COLS}'
 _TAKE = "update tenant_jobs set status='running', ready=null, fence=fence+1, owner=?, started_at=? where "
 _IN_LINE = 'from tenant_jobs indexed by tj_due where ready=1 and queue is ? order by priority,run_at limit ?'
-_CLAIM = _TAKE+f'rowid in (select rowid {_IN_LINE}) {_GOT}'
+_HEAD = f'select rowid,id,fence+1,{_COLS} {_IN_LINE}'
+_CLAIM = _TAKE+f'rowid in (select rowid {_IN_LINE})'
 _CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE})
     where task in (select value from json_each(?)) limit ?) {_GOT}'''
 _CLAIM_PARKED = _TAKE+'''rowid in (select rowid from tenant_jobs indexed by tj_parked where ready=2
@@ -56,6 +58,15 @@ _CLAIM_PARKED = _TAKE+'''rowid in (select rowid from tenant_jobs indexed by tj_p
 _CLAIM_ONE = _TAKE+"id=? and status='pending' "+_GOT
 
 # %% ../../nbs/store/02_sqlite.ipynb #ae94632e
+@patch
+def _take_head(self:SqliteStore, owner, now, queue, limit):
+    "Take the first of one queue: read, then change"
+    rows = self._do(_HEAD, (queue, limit))
+    if rows and (n := self._count(_CLAIM, (owner, now, queue, limit)))!=len(rows):
+        raise StoreError(f'{self.path}: claimed {n} jobs where {len(rows)} were due; its index may be damaged')
+    return rows
+
+# %% ../../nbs/store/02_sqlite.ipynb #4ed2b154
 _new_claim = tuple.__new__    # a third of the time that `Claim(*o)` takes
 
 _line = itemgetter(9, 10, 0)     # priority, run_at, row
@@ -82,7 +93,8 @@ def claim(self:SqliteStore,
     else:
         far = [(q, 1000 if only else min(n, limit)) for q,n in queues]
         last = (only, limit) if only else ()
-        if len(far)==1: rows = self._do(_CLAIM_ONLY if only else _CLAIM, (owner, now, *far[0], *last))
+        if len(far)==1 and not only: rows = self._take_head(owner, now, *far[0])
+        elif len(far)==1: rows = self._do(_CLAIM_ONLY, (owner, now, *far[0], *last))
         else: rows = self._do(_claim_of(far, only), (owner, now, *(v for o in far for v in o), *(last or (limit,))))
     if not rows: return []
     self.renew(owner, lease_until)
@@ -133,6 +145,8 @@ _ACK = f'''update tenant_jobs set status=?, result=?, error_log=coalesce(?,error
     where rowid=?10 and id=?11 and status='running' and fence=?12'''
 
 _DONE = f"update tenant_jobs set status='completed', result=?, started_at=?, completed_at=?, run_at=null, owner=null {_HELD}"
+_DONE_100 = f'''with v(res,began,ended,r,i,f) as (values {','.join(['(?,?,?,?,?,?)']*100)}) update tenant_jobs set status='completed', result=v.res,
+    started_at=v.began, completed_at=v.ended, run_at=null, owner=null from v where tenant_jobs.rowid=r and tenant_jobs.id=i and status='running' and fence=f'''
 
 def _ack_args(a):
     c = a.claim
@@ -163,7 +177,9 @@ def _held(self:SqliteStore, sql, rows):
     c.execute('savepoint held')
     try:
         was = c.total_changes()
-        c.executemany(sql, rows)
+        n = len(rows)//100*100 if sql is _DONE else 0        # a hundred at a time: the interpreter's lock changes hands at each statement
+        for i in range(0, n, 100): c.execute(_DONE_100, [v for o in rows[i:i+100] for v in o]).fetchall()
+        c.executemany(sql, rows[n:])
         if c.total_changes()-was==len(rows): return []
         c.execute('rollback to held')
         return [i for i,args in enumerate(rows) if not self._count(sql, args)]
