@@ -40,7 +40,7 @@ def read_schedules(
 )->dict: # `ScheduleRow`s by name
     "All rows of a table of schedules"
     sql = f'select name,code,changed,paused,done_to from {TABLES[TABLES.index(table)]} order by name'
-    got = file.read(sql) if hasattr(file, 'read') else file.execute(sql).fetchall()
+    got = file.execute(sql).fetchall() if hasattr(file, 'execute') else file.read(sql)
     return {n:ScheduleRow(n, _dict(code), _dict(ch), p, from_iso(d) if d else 0.) for n,code,ch,p,d in got}
 
 # %% ../../nbs/store/06_schedules.ipynb #51d4c318
@@ -111,5 +111,5 @@ def notes(
 )->tuple: # (whether the gate is shut, `thawed_at`, `zone_since`), the latter in seconds since 1970, 0 for never
     "What counts for all slots of a tenant"
     sql = "select key,value from tenant_meta where key in ('gate','thawed_at','zone_since')"
-    d = dict(file.read(sql) if hasattr(file, 'read') else file.execute(sql).fetchall())
+    d = dict(file.execute(sql).fetchall() if hasattr(file, 'execute') else file.read(sql))
     return 'gate' in d,*(from_iso(d[k]) if k in d else 0. for k in ('thawed_at', 'zone_since'))
