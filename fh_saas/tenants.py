@@ -249,6 +249,22 @@ def _opener(self:Tenants, e):
     return lane
 
 @patch
+def _heads(self:Tenants, *also):
+    "Rows of the schedules that the code declares for all tenants"
+    if not (self._crons or also): return {}
+    return {k:r for k,r in read_schedules(self.registry, 'tenant_crons').items() if k in self._crons or k in also}
+
+@patch
+def _timetable_of(self:Tenants, id):
+    def tenant():
+        r = Tenant(self, id).row
+        return r.timezone,from_iso(r.created_at)
+    return Timetable(self._own_crons.setdefault(id, {}), id, self._heads, tenant)
+
+@patch
+def _now(self:Tenants): return to_iso(self._options['clock']())
+
+@patch
 def _lane(self:Tenants, id):
     "The tenant's lane. Raises `KeyError`, `StoreError`"
     self.registry
@@ -757,19 +773,6 @@ def _run_schedule(self:Tenants, s):
     if self._heads(s.name)[s.name].spec.get('slot'): kw['slot'] = self._now()
     return self.submit_all(s.job_type, t.func, kw)
 
-@patch
-def _heads(self:Tenants, *also):
-    "Rows of the schedules that the code declares for all tenants"
-    if not (self._crons or also): return {}
-    return {k:r for k,r in read_schedules(self.registry, 'tenant_crons').items() if k in self._crons or k in also}
-
-@patch
-def _timetable_of(self:Tenants, id):
-    def tenant():
-        r = Tenant(self, id).row
-        return r.timezone,from_iso(r.created_at)
-    return Timetable(self._own_crons.setdefault(id, {}), id, self._heads, tenant)
-
 # %% ../nbs/22_tenants.ipynb #d85af2fb
 @patch
 def _replan(self:Tenants, again):
@@ -868,9 +871,6 @@ def retry_failed(self:Tenants,
         except (StoreError, KeyError) as e: out[id] = str(e)
         if progress: progress(i+1, len(ids), id)
     return out
-
-@patch
-def _now(self:Tenants): return to_iso(self._options['clock']())
 
 @patch
 def migrate(self:Tenants,
