@@ -44,8 +44,7 @@ def test_catch_up(m, clock, policy, want):
 def test_summer_time_counts_each_slot_once(m, clock):
     m.cron('30 2 * * *', nightly, tz='Europe/Berlin', name='n', catch_up='all')
     for s in ('2026-03-29T00:59:00Z', '2026-03-29T01:00:00Z', '2026-03-29T01:30:00Z', '2026-03-30T00:30:00Z'): clock.at(s); m.run_due()
-    assert slots(m)==['2026-03-29T01:00', '2026-03-30T00:30'] or slots(m)[-2:]==['2026-03-29T01:00', '2026-03-30T00:30']
-    n = len(slots(m))
+    assert slots(m)[-3:]==['2026-03-28T01:30', '2026-03-29T01:00', '2026-03-30T00:30']
     clock.at('2026-10-25T00:00:00Z'); m.run_due(); n = len(slots(m))
     for s in ('2026-10-25T00:30:00Z', '2026-10-25T01:30:00Z', '2026-10-25T02:00:00Z'): clock.at(s); m.run_due()
     assert len(slots(m))==n+1, 'half past two comes twice and runs once'
@@ -153,8 +152,6 @@ def test_several_processes_one_job(t):
         until(lambda: t.log('ran'))
         m = t.look()
         until(lambda: [j.status for j in m.list_jobs()]==['completed'])
-        def both(): return m.db.conn.execute('select count(*) from tenant_workers').fetchone()[0]>=1
-        until(both)
     assert len(t.log('ran'))==1 and len(m.list_jobs())==1
 
 def test_no_worker_no_jobs(t):
@@ -193,7 +190,7 @@ def test_each_tenant_in_its_own_zone(many, clock):
     own = lambda id: sorted(json.loads(j.payload)['slot'][:16] for j in ts[id].jobs.list_jobs('own'))
     assert [own(o) for o in ('tokyo', 'paris', 'utc')]==[['2026-03-02T00:00'], ['2026-03-02T08:00'], ['2026-03-02T09:00']]
     clock.at('2026-03-03T01:00:00Z'); due(ts)
-    assert all(len(o.jobs.list_jobs('fixed'))==2 or len(o.jobs.list_jobs('fixed'))==1 for o in ts.values())
+    assert [len(o.jobs.list_jobs('fixed')) for o in ts.values()]==[2, 2, 2]
     assert [str(s.next[0].tzinfo) for s in ts['tokyo'].jobs.schedules()]==['America/New_York', 'Asia/Tokyo']
 
 def test_frozen_slots_are_made_up_by_all_only(many, clock):
