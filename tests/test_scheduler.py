@@ -134,6 +134,15 @@ def test_a_broken_row_holds_up_nobody(m, clock):
     clock.at('2026-03-02T09:00:00Z'); m.run_due()
     assert seen and m.schedule('bad').state=='broken'
 
+def test_a_pruned_job_does_not_come_back(m, clock):
+    "`done_to` alone keeps a slot from running again when its job's row is gone"
+    m.cron('0 9 * * *', nightly, name='n')
+    clock.at('2026-03-02T09:00:00Z'); m.run_due()
+    assert m.schedule('n').last_at[:16]=='2026-03-02T09:00'
+    m.db.conn.execute('delete from tenant_jobs')
+    clock.at('2026-03-02T09:01:00Z'); m.run_due()
+    assert m.list_jobs()==[] and len(seen)==1
+
 # --- processes
 
 TICK = '''
