@@ -6,10 +6,12 @@
 __all__ = ['make_file', 'sync_folder', 'check_in', 'set_gate']
 
 # %% ../nbs/18_check_in.ipynb #9e6d1b73
-import apsw, os
+import apsw, os, time
+from .ids import to_iso
 from .store.base import StoreError, StoreMoved
 from .store.passport import passport, sealed, stamp, suspect
 from .store.registry import Registry
+from .store.schedules import note
 from .store.sqlite import SqliteStore
 from .store.sqlite_file import connect
 from .telemetry import emit, log
@@ -60,6 +62,7 @@ def check_in(
     registry:Registry, # The host's
     id:str, # Whose file it is
     store:SqliteStore, # Open, and not yet seen by anybody else
+    now:str=None, # The time, as `to_iso` gives it; None for the system's
 ):
     "Bring a file's gate in line with the registry. Raises `StoreError` if there is no such tenant, `StoreMoved` if it has left the file"
     row = _row(registry, id)
@@ -72,7 +75,7 @@ def check_in(
             log.error('%s is in quarantine, its jobs do not run: %s', store.path, why)
             emit('tenant.quarantined', tenant=id, store=store.path, reason=why)
             row = _row(registry, id)
-        set_gate(c, None if row.status=='active' else f'{row.status}: {row.reason or ""}')
+        set_gate(c, None if row.status=='active' else f'{row.status}: {row.reason or ""}', now)
 
 def _row(registry, id):
     row = registry.get(id)
@@ -84,7 +87,10 @@ def _why(row, store): return suspect(passport(store), row.identity, row.epoch, r
 def set_gate(
     conn:apsw.Connection, # A tenant's file, inside a transaction
     why:str, # Why its jobs may not run; None to let them
+    now:str=None, # The time, as `to_iso` gives it; None for the system's
 ):
-    "Shut the gate, or open it"
+    "Shut the gate, or open it; schedules count from when a frozen or quarantined one was opened"
+    was = conn.execute("select value from tenant_meta where key='gate'").fetchall()
+    if not why and was and was[0][0].startswith(('frozen', 'quarantined')): note(conn, 'thawed_at', now or to_iso(time.time()))
     if why: conn.execute("insert or replace into tenant_meta values('gate',?)", (why,))
     else: conn.execute("delete from tenant_meta where key='gate'")

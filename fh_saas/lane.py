@@ -62,6 +62,7 @@ class Lane:
         self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began
         self.hungry = self.lined = False
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
+        self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
     def __repr__(self): return f'Lane({self.name!r})'
     def now(self)->str:
@@ -116,6 +117,8 @@ def turn(self:Lane,
     out = self._begin(claims)
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
+    if listening():
+        for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
 
 # %% ../nbs/11_lane.ipynb #36d86e9b
@@ -142,12 +145,19 @@ def _return(self:Lane, back, aside):
 def _claim(self:Lane, handed, limit, only):
     now,s = self.now(),self.store
     if handed: s.hand(handed, now)
-    if self.due_at is None or self.due_at<=self.clock(): s.promote(now); self.due_at = None
+    self._fired = ()
+    if self.due_at is None or self.due_at<=self.clock(): s.promote(now); self._fired = self._slots(); self.due_at = None
     if limit<=0 or self.closing or self.writes_only or s.is_shut(): return []
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
     claims = s.claim(self.owner, now, limit, self.lease(), only)
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
     return claims
+
+@patch
+def _slots(self:Lane):
+    "Submit the jobs of slots that have come, where this process runs jobs; inside `writing()`"
+    fires = self.server and not (self.closing or self.writes_only) and self.known.ready()
+    return self.timetable.fire(self.store._c, self.clock()) if self.timetable and (fires or self.driven) else ()
 
 @patch
 def _claimable(self:Lane, limit):
@@ -170,7 +180,7 @@ def _look_ahead(self:Lane):
     self.due_at = None
     try: at = self.store.next_due()
     except StoreError: return                            # the sweep looks again
-    self.due_at = from_iso(at) if at else float('inf')
+    self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'))
 
 @patch
 def _sick(self:Lane, e):

@@ -204,6 +204,15 @@ def look(self:LanePool,
         self._cond.notify()
 
 @patch
+def wake_at(self:LanePool,
+    e:Entry, # Whether or not its lane is open
+    at:float, # Seconds since 1970
+):
+    "Have the tenant looked into at that time, unless that is to happen before"
+    with self._lock:
+        if at<e.due_at: e.due_at = at; heapq.heappush(self._due, (at, next(self._n), e))
+
+@patch
 def _opens(self:LanePool):
     while True:
         with self._cond:

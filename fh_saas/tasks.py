@@ -183,7 +183,9 @@ class Known:
     "Which tasks this process may run for one tenant database"
     def __init__(self,
         parent:Tasks=shared, # Registry that all databases share
-    ): self.tasks,self.homes,self.held,self._maker = Tasks(parent),{},{},None
+    ):
+        self.tasks,self.homes,self.held,self._maker = Tasks(parent),{},{},None
+        self.crons = {}     # schedules that the code declares for this database, see Schedules
 
     def open_door(self,
         module:str, # `__name__` of the module that made a manager

@@ -11,16 +11,19 @@ from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from . import worker as _w
 from .check_in import check_in, make_file, set_gate
-from .ids import to_iso
+from .ids import from_iso, to_iso
 from .lane import generation, mind, open_lane
 from .lane_pool import LanePool
 from .moving import TenantBusy, doing, drain, give_back, recover, remove_left, take
 from .moving import move as move_file
+from .payload import load_kwargs
 from .presence import presence
 from .rollout import Rollout, advance_all
+from .scheduler import Schedule, Timetable, _cron, declare, next_slot, offset_of, schedule_of, schedules_of_all
 from .store.base import StoreError, StoreMoved
 from .store.passport import new_identity, passport, stamp
 from .store.registry import Registry, TenantRow, check_id, check_share, check_zone
+from .store.schedules import note, read_schedules
 from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
 from .tasks import Known, Tasks, register, shared
@@ -94,6 +97,10 @@ class TenantManager(BackgroundTaskManager):
     def _in_write(self):
         db = self.tenants._dbs.get(self.id)
         return bool(db and db.__dict__.get('_conn') and BackgroundTaskManager._in_write(self))
+    @property
+    def _cron_tasks(self): return self.tenants.tasks
+    @property
+    def _crons(self): return self.tenants._own_crons.setdefault(self.id, {})
     def close(self):
         "Nothing to do: `Tenants.close` closes"
 
@@ -166,6 +173,7 @@ class Tenants:
         if tasks is None and module: self._known.open_door(module); self._known.made_by(module)
         for name,f in (tasks.items() if isinstance(tasks, dict) else ((None,f) for f in tasks or ())): self.tasks.add(f, name)
         self._lock,self._generation = threading.RLock(),-1
+        self._crons,self._own_crons,self._cron_seen = {},{},{}          # what the code declares for all tenants; for one, by id
         self._start()
         if worker: self._serve()
     def __repr__(self): return f'Tenants({os.path.dirname(self._host)!r})'
@@ -221,6 +229,7 @@ def _refresh(self:Tenants):
             if (e := self._pool.entries.get(r.id)) and e.path!=path and (db := self._dbs.get(r.id)): db.__dict__['_stale'] = True     # moved
             w,m = plans.get(r.plan, (1., None))
             e = self._pool.put(r.id, path, r.weight if r.weight is not None else w, r.max_running if r.max_running is not None else m)
+            if e.lane: e.lane.due_at = None             # its slots may be others now
             if e.sig is not None and self._pool.worker: self._pool.look(e)
 
 # %% ../nbs/22_tenants.ipynb #109e1965
@@ -249,7 +258,25 @@ def _opener(self:Tenants, e):
     known.homes,known._maker = self._known.homes,self._known._maker
     if not os.path.exists(e.path): raise StoreError(f'{e.path} is missing')
     o = self._options
-    return open_lane(e.path, None, known, o['clock'], o['busy_s'], .25, self._here, lambda store: check_in(self.registry, e.id, store))
+    lane = open_lane(e.path, None, known, o['clock'], o['busy_s'], .25, self._here, lambda store: check_in(self.registry, e.id, store, self._now()))
+    lane.timetable = self._timetable_of(e.id)
+    return lane
+
+@patch
+def _heads(self:Tenants, *also):
+    "Rows of the schedules that the code declares for all tenants"
+    if not (self._crons or also): return {}
+    return {k:r for k,r in read_schedules(self.registry, 'tenant_crons').items() if k in self._crons or k in also}
+
+@patch
+def _timetable_of(self:Tenants, id):
+    def tenant():
+        r = Tenant(self, id).row
+        return r.timezone,from_iso(r.created_at)
+    return Timetable(self._own_crons.setdefault(id, {}), id, self._heads, tenant)
+
+@patch
+def _now(self:Tenants): return to_iso(self._options['clock']())
 
 @patch
 def _lane(self:Tenants, id):
@@ -456,7 +483,9 @@ def set(self:Tenant,
     if 'plan' in cols: self.tenants.registry.check_plan(cols['plan'])
     if 'timezone' in cols: check_zone(cols['timezone'])
     check_share(cols.get('weight'), cols.get('max_running'))
-    self.row
+    row = self.row
+    if cols.get('timezone', row.timezone)!=row.timezone:
+        with suppress(StoreError), self._file() as f, f.writing() as c: note(c, 'zone_since', self.tenants._now())
     self.tenants.registry.set(self.id, **cols)
     self.tenants._changed()
     return self
@@ -504,7 +533,7 @@ def thaw(self:Tenant):
     "Let jobs run again. Raises `TenantBusy` unless the tenant is frozen or active"
     reg,row = self.tenants.registry,self.row
     if not reg.swap(self.id, ('active', 'frozen'), status='active', reason=None): raise TenantBusy(f'tenant {self.id!r} is {row.status}, not frozen')
-    with self._file() as f: f.unshut()
+    with self._file() as f, f.writing() as c: set_gate(c, None, self.tenants._now())
     self.tenants._changed()
     self.tenants._ring(self.id)
     emit('tenant.thawed', tenant=self.id)
@@ -513,6 +542,7 @@ def thaw(self:Tenant):
 def _ring(self:Tenants, id):
     "Have the tenant looked into, here and elsewhere"
     if e := self._pool.entries.get(id):
+        if e.lane: e.lane.due_at = None
         self._here.ring(e.path)
         self._pool.look(e)
 
@@ -613,7 +643,7 @@ def resume(self:Tenant):
         ts.registry.set(self.id, status='active', reason=None, epoch=epoch, mark=p.mark)
         with ts.registry.writing() as r: r.execute('update tenant_registry set mark=? where id=?', (p.mark, self.id))
         stamp(f, row.identity, epoch, f.path, c)
-        set_gate(c, None)
+        set_gate(c, None, ts._now())
     ts._changed()
     ts._ring(self.id)
     emit('tenant.resumed', tenant=self.id)
@@ -626,7 +656,7 @@ class _Source:
     def heard(self, names): self._pool.heard(names)
     def sweep(self, dead):
         ts = self.tenants
-        if ts._registry.changed(): ts._refresh()
+        if ts._registry.changed(): ts._refresh(); ts._look_at_crons()
         self._pool.sweep(dead)
         self._beat += 1
         if dead or self._beat%10==0: ts._clear_up()
@@ -703,6 +733,105 @@ def close(self:Tenants):
     self._here.uses -= 1
     if not self._here.uses: self._here.close()
 
+# %% ../nbs/22_tenants.ipynb #8851f0e5
+@patch
+def cron(self:Tenants,
+    expr:str, # Five fields, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`
+    func:Callable=None, # The task; None when used as a decorator
+    *, tz:str=None, # Zone in which it counts for all tenants; None for each tenant's own
+    name:str=None, # Name of the schedule; None for the task's
+    job_type:str=None, # Category of its jobs; None for the schedule's name
+    catch_up:str='once', # What to do about slots missed while no process ran: `skip`, `once` or `all`
+    spread:float=0, # Minutes over which the tenants are spread
+    max_retries:int=None, # Attempts in all for each job; None for the task's own
+    **kwargs # Arguments for the task, under any name but those above; a parameter `slot` is given the slot's time
+)->Callable: # The function itself, unchanged
+    """Run a task for every tenant at the times of a cron expression, as a decorator or a call. Raises `ValueError` or `TypeError` naming the
+    option, and then stores nothing"""
+    return declare(self, func, name=name, job_type=job_type, max_retries=max_retries, kwargs=kwargs,
+                   rule=dict(expr=expr, tz=tz, catch_up=catch_up, spread=spread))
+
+@patch
+def schedules(self:Tenants,
+    n:int=3, # How many next runs to give of each that has a zone of its own
+)->list: # `Schedule`s, by name
+    "The schedules of all tenants"
+    return schedules_of_all(self, n)
+
+@patch
+def schedule(self:Tenants,
+    name:str, # The schedule
+    **rule # To change it for all tenants: `expr`, `tz`, `catch_up`, `spread`
+)->Schedule: # With `pause()`, `resume()`, `run()`, `reset()`, `remove()`
+    "One schedule of all tenants, changed if something is given: that wins over the code until `reset()`. Raises `KeyError` if there is none, `ValueError`"
+    return schedule_of(self, name, rule)
+
+# %% ../nbs/22_tenants.ipynb #10903511
+@patch(as_prop=True)
+def payload_limit(self:Tenants)->int:
+    "Longest payload, in bytes of JSON"
+    return self._options['payload_limit']
+
+@patch(as_prop=True)
+def _cron_tasks(self:Tenants): return self.tasks
+
+@patch(as_prop=True)
+def _cron_table(self:Tenants): return 'tenant_crons'
+
+@patch
+def _cron_clock(self:Tenants): return self._options['clock']()
+
+@patch
+@contextmanager
+def _cron_file(self:Tenants): yield self.registry
+
+@patch
+def _cron_base(self:Tenants, name): return None
+
+@patch
+def _declares(self:Tenants, name): return name in self._crons
+
+@patch
+def _run_schedule(self:Tenants, s):
+    if (t := self.tasks.get(s.task)) is None: raise KeyError(f'task {s.task!r} is not known in this process')
+    kw = load_kwargs(t.func, s.payload, self._heads(s.name)[s.name].spec['typed'])
+    if self._heads(s.name)[s.name].spec.get('slot'): kw['slot'] = self._now()
+    return self.submit_all(s.job_type, t.func, kw)
+
+# %% ../nbs/22_tenants.ipynb #8399f923
+@patch
+def _replan(self:Tenants, again):
+    "Have each tenant looked into when its next slot comes"
+    self._cron_seen = heads = self._heads()
+    self._plan_all(heads, again)
+    self._here.ring(self._host)
+
+@patch
+def _plan_all(self:Tenants, heads, again=False):
+    if not (w := self._pool.worker): return
+    plans = [(n, h.spec, h.done_to) for n,h in heads.items() if not h.paused]
+    for r in self.registry.rows('active'):
+        if not (e := self._pool.entries.get(r.id)): continue
+        if e.lane and not e.lane.closed:
+            e.lane.due_at = None
+            if e.lane.server: w.kick(e.lane)
+        if again and (e.lane or e.sig is not None): self._pool.look(e)
+        self._pool.wake_at(e, _next_of(r, plans, self._cron_clock()))
+
+def _next_of(r, plans, now):
+    "When the tenant's next slot comes, as far as the registry tells"
+    out = float('inf')
+    for name,s,since in plans:
+        with suppress(ValueError, TypeError, KeyError):        # one that cannot be made sense of stands still
+            off = offset_of(r.id, s['spread'], name)
+            out = min(out, next_slot(_cron(s['expr'], s['tz'] or r.timezone), max(now-off, since))+off)
+    return out
+
+@patch
+def _look_at_crons(self:Tenants):
+    "Take up what another process has changed about the schedules of all tenants"
+    if (heads := self._heads())!=self._cron_seen: self._cron_seen = heads; self._plan_all(heads)
+
 # %% ../nbs/22_tenants.ipynb #7ae90274
 @patch
 def health(self:Tenants)->dict: # ok, why not, tenants by id that need attention (status, why, since), open lanes, attempts that run
@@ -768,9 +897,6 @@ def retry_failed(self:Tenants,
         except (StoreError, KeyError) as e: out[id] = str(e)
         if progress: progress(i+1, len(ids), id)
     return out
-
-@patch
-def _now(self:Tenants): return to_iso(self._options['clock']())
 
 # %% ../nbs/22_tenants.ipynb #b75ce59c
 @patch

@@ -21,6 +21,7 @@ from .executor import call, settle
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
+from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedules_of
 from .store.base import DUE, HANDED, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .tasks import Known, check_tries, register, task
 from .telemetry import emit, listening
@@ -132,6 +133,7 @@ def _open_lane(self:BackgroundTaskManager):
         raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
     lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
     lane.users.add(self)
+    lane.timetable = lane.timetable or Timetable(lane.known.crons, lane.name)
     return lane
 
 @patch
@@ -499,18 +501,103 @@ def transaction(self:BackgroundTaskManager)->Transaction: # A context manager, s
 # %% ../nbs/20_utils_bgtsk.ipynb #0981c1c2
 @patch
 def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
-    "Run jobs in this thread until none is due. Raises `StoreBusy` or `StoreError` if the database could not be written for `busy_s`"
+    """Submit the jobs of slots that have come, and run jobs in this thread until none is due. Raises `StoreBusy` or `StoreError` if the
+    database could not be written for `busy_s`"""
     n = 0
     with self._using() as lane:
         if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
-        lane.due_at,lane.writes_only = None,False
-        while True:
-            with lane.turning:
-                lane.failure = None
-                got = lane.turn(1, wait_s=self.busy_s)
-                if lane.failure: raise lane.failure
-            if not got and not lane.aside: return n
-            for a in got: self._attempt(lane, a); n += 1
+        lane.due_at,lane.writes_only,lane.driven = None,False,True
+        try:
+            while True:
+                with lane.turning:
+                    lane.failure = None
+                    got = lane.turn(1, wait_s=self.busy_s)
+                    if lane.failure: raise lane.failure
+                if not got and not lane.aside: return n
+                for a in got: self._attempt(lane, a); n += 1
+        finally: lane.driven = False
+
+# %% ../nbs/20_utils_bgtsk.ipynb #9e76921f
+@patch
+def cron(self:BackgroundTaskManager,
+    expr:str, # Five fields, or `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`
+    func:Callable=None, # The task; None when used as a decorator
+    *, tz:str=None, # Zone in which it counts, such as `Europe/Paris`; None for UTC, or the tenant's own
+    name:str=None, # Name of the schedule; None for the task's
+    job_type:str=None, # Category of its jobs; None for the schedule's name
+    catch_up:str='once', # What to do about slots missed while no process ran: `skip`, `once` or `all`
+    spread:float=0, # Minutes over which databases with the same schedule are spread
+    max_retries:int=None, # Attempts in all for each job; None for the task's own
+    **kwargs # Arguments for the task, under any name but those above; a parameter `slot` is given the slot's time
+)->Callable: # The function itself, unchanged
+    """Run a task at the times of a cron expression, as a decorator or a call. Raises `ValueError` or `TypeError` naming the option, and then stores
+    nothing; `StoreBusy` or `StoreError` if the database cannot be written"""
+    return declare(self, func, name=name, job_type=job_type, max_retries=max_retries, kwargs=kwargs,
+                   rule=dict(expr=expr, tz=tz, catch_up=catch_up, spread=spread))
+
+@patch
+def schedules(self:BackgroundTaskManager,
+    n:int=3, # How many next runs to give of each
+)->list: # `Schedule`s, by name
+    "The schedules, with their next runs"
+    return schedules_of(self, n)
+
+@patch
+def schedule(self:BackgroundTaskManager,
+    name:str, # The schedule
+    **rule # To change it: `expr`, `tz`, `catch_up`, `spread`
+)->Schedule: # With `pause()`, `resume()`, `run()`, `reset()`, `remove()`
+    "One schedule, changed if something is given: that wins over the code until `reset()`. Raises `KeyError` if there is none, `ValueError`"
+    return schedule_of(self, name, rule)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #fc560b3a
+@patch(as_prop=True)
+def _cron_tasks(self:BackgroundTaskManager): return self._lane.known.tasks
+
+@patch(as_prop=True)
+def _crons(self:BackgroundTaskManager): return self._lane.known.crons
+
+@patch(as_prop=True)
+def _cron_table(self:BackgroundTaskManager): return 'tenant_schedules'
+
+@patch
+def _cron_clock(self:BackgroundTaskManager): return self.clock()
+
+@patch
+@contextmanager
+def _cron_file(self:BackgroundTaskManager):
+    with self._using() as lane: yield lane.store
+
+@patch
+def _timetable(self:BackgroundTaskManager): return self._lane.timetable
+
+@patch
+def _cron_base(self:BackgroundTaskManager, name):
+    "The registry's row, for a schedule of all tenants"
+    return None if name in self._crons else self._timetable().heads().get(name)
+
+@patch
+def _declares(self:BackgroundTaskManager, name): return name in self._crons or self._cron_base(name) is not None
+
+@patch
+def _replan(self:BackgroundTaskManager, again):
+    "Have the lane look again which slot is next, here and elsewhere"
+    with self._using() as lane:
+        lane.due_at = None
+        if self.worker: self._serve(lane).kick(lane)
+        if lane.here: lane.here.ring(lane.name)
+
+@patch
+def _run_schedule(self:BackgroundTaskManager, s):
+    p = next((p for p in self._plans() if p.name==s.name), None)
+    if p is None: raise KeyError(f'no schedule {s.name!r} that could be run')
+    now = self.clock()
+    self._save([job := job_of(p.spec, now, now, now)])
+    return job.id
+
+@patch
+def _plans(self:BackgroundTaskManager):
+    with self._using() as lane: return lane.timetable.plans(lane.store, self.clock(), all=True)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0e4baa3e
 @patch

@@ -69,11 +69,12 @@ def _tables(c):
         create table if not exists tenant_plans(name text primary key, weight real not null, max_running integer);
         insert or ignore into tenant_plans values('standard', 1, null);
         create table if not exists tenant_meta(key text primary key, value text);
-        {ROLLOUTS}''')
+        {ROLLOUTS}
+        create table if not exists tenant_crons(name text primary key, code text, changed text, paused text, done_to text, created_at text) without rowid;''')
 
 class Registry(SqliteFile):
     "The host's database"
-    schema = 'registry',1,_tables
+    schema = 'registry',2,_tables     # 2: tenant_crons
 
 # %% ../../nbs/store/04_registry.ipynb #cf47cb3e
 @patch

@@ -45,8 +45,7 @@ create table if not exists tenant_job_parents(parent text, child text, primary k
 create index if not exists tj_children on tenant_job_parents(child);
 create table if not exists tenant_job_steps(job text, name text, result text, at text, primary key(job, name)) without rowid;
 create table if not exists tenant_starts(key text, at text, job text, primary key(key, at, job)) without rowid;
-create table if not exists tenant_schedules(name text primary key, expr text, tz text, job_type text, task text, payload text, typed text,
-    options text, catch_up text, spread_s real, source text, paused text, last_slot text, next_at text, created_at text) without rowid;'''
+create table if not exists tenant_schedules(name text primary key, code text, changed text, paused text, done_to text, created_at text) without rowid;'''
 
 def _upgrade(conn):
     "Bring the table to `VERSION`, whatever made it; inside the caller's transaction"
