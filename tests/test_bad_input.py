@@ -560,7 +560,8 @@ try:
     with open(folder+'/fill', 'wb', buffering=0) as f:
         while True: f.write(b'x'*1024)
 except OSError: pass
-m.run_due()
+try: m.run_due(); sys.exit('run_due said nothing of the full disk')
+except StoreError as e: assert 'full' in str(e), e
 os.remove(folder+'/fill')
 time.sleep(.1)
 while m.list_jobs(status='pending', limit=1): m.run_due()
