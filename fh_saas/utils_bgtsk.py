@@ -211,6 +211,7 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
     return job
 
 def _text(s):
+    if type(s) is str and s.isascii(): return s
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
     return str.__str__(s)     # an enum's own `str` gives its name
 
@@ -255,11 +256,12 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
+    due = DUE in [o.ready for o in jobs]
     if self.worker:
         w = self._serve(lane)
-        if any(o.ready==DUE for o in jobs): lane.news = True; w.kick(lane)
+        if due: lane.news = True; w.kick(lane)
         elif lane.due_at is not None: lane.due_at = min(lane.due_at, self.clock()+self.handoff)
-    if ring and lane.here and any(o.ready==DUE for o in jobs): lane.here.ring(lane.name)
+    if due and ring and lane.here: lane.here.ring(lane.name)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #4c295e1c
 @patch
