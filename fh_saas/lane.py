@@ -265,7 +265,7 @@ def end(self:Lane,
     self.means[name] = took_s if m is None else .8*m+.2*took_s
     self.lately.add(name)
     a.ended,a.result = to_iso(now),out.result
-    if out.how!='returned' or out.error: a.ack = settle(a.claim, out, a.began, now)
+    if out.how!='returned' or out.error: a.ack = settle(a.claim, out, a.began, now, a.task)
     self.acks.append(a)
     return a.ended
 
