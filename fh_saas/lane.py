@@ -21,7 +21,7 @@ from typing import Callable
 # %% ../nbs/11_lane.ipynb #23485e00
 class Attempt:
     "A claim with its task, from the claim to the commit of its end"
-    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack')
+    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job')
     def __init__(self,
         claim:Claim, # The job in hand
         task:Task, # What it runs
@@ -30,6 +30,7 @@ class Attempt:
     ):
         self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
         self.slot = self.began = self.handle = self.ended = self.result = self.ack = None   # `ack` stays None for a plain success
+        self.job = None                                            # its `JobContext`, if it was asked for
         self.took = 0.
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
 
@@ -47,7 +48,7 @@ class Lane:
     ):
         self.store,self.here,self.known,self.clock,self.lease_s = store,here,known or Known(),clock,lease_s
         self.owner = here.owner if here else 'memory'
-        self.name,self.ids = store.path,JobIds()
+        self.name,self.ids,self.tenant = store.path,JobIds(),None   # the tenant's id where `Tenants` opened it
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
         self.small,self.ready = deque(),deque()    # claimed jobs: short ones, run by who makes the turn; others, for any runner
         self.nrun,self.listed = 0,False            # runners at work here; whether the worker has it on its list

@@ -356,7 +356,7 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     try:
         lane.start(a)
         began = _clock.monotonic()
-        out = call(a.task, a.claim)
+        out = call(a.task, a.claim, a)
         lane.end(a, out, _clock.monotonic()-began)
         with lane.turning: lane.turn(0)
         if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
