@@ -27,10 +27,14 @@ class Waits:
         self.by,self.told,self.bad = {},deque(),{}     # waits by opener and job id; ids to look at now; since when an opener fails
         self._lock,self._bell,self._thread = threading.Lock(),threading.Event(),None
     def __repr__(self): return f'Waits({sum(map(len, list(self.by.values())))})'
-    def tell(self, job_id):
-        "Look at this job now"
-        self.told.append(job_id)
-        self._bell.set()
+
+@patch
+def tell(self:Waits,
+    job_id:str, # A job of any database
+):
+    "Look at this job now. Safe from any thread"
+    self.told.append(job_id)
+    self._bell.set()
 
 # %% ../nbs/12_waiting.ipynb #7c1b4ec6
 @patch
