@@ -156,7 +156,10 @@ def add(self:Tasks,
     self._named[name] = t
     try: self._of[func] = name
     except TypeError: pass
+    _added[0] += 1
     return t
+
+_added = [0]   # counts what was registered; whoever remembers what a function led to asks again
 
 # %% ../nbs/06_tasks.ipynb #206e7c14
 def _own_name(func):
@@ -198,6 +201,7 @@ class Known:
         parent:Tasks=shared, # Registry that all databases share
     ):
         self.tasks,self.homes,self.held,self._maker = Tasks(parent),{},{},None
+        self._quick,self._seen = {},0     # tasks by function, right as long as so many had been added anywhere
         self.crons = {}     # schedules that the code declares for this database, see Schedules
 
     def open_door(self,
@@ -220,12 +224,16 @@ def of(self:Known,
     alone:str, # Suffix that makes the name of a nameless function this process's own
 )->tuple: # (`Task`, whether it has no name outside this process)
     "The task for a function, made known if it was not. Raises `ValueError` if its name would lead a row to another function"
+    if self._seen!=_added[0] or len(self._quick)>999: self._quick,self._seen = {},_added[0]
+    quick,there = self._quick,type(func) is types.FunctionType and getattr(sys.modules.get(func.__module__), func.__qualname__, None) is func
+    if there and (t := quick.get(func)): return t,False
     t = self.tasks.find(func)
     if t is None and (name := task_name(func)):
         t = submitted.get(name)
         if t is None or t.func is not func: submitted[name] = t = Task(func, name)
     if t:
         if (o := self.tasks.get(t.name)) and o.func is not t.func: t = self.tasks.add(t.func, t.name, **o.defaults)   # defined anew, or a conflict
+        if there: quick[func] = t
         return t,False
     o = func if hasattr(func, '__qualname__') else getattr(func, 'func', type(func))
     return Task(func, f'{module_name(getattr(o, "__module__", "?") or "?")}:{getattr(o, "__qualname__", "?")}@{alone}'),True

@@ -13,6 +13,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from fastcore.basics import patch, patch_to
+from operator import attrgetter
 from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
@@ -196,23 +197,24 @@ def submit(self, /,
 def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False):
     "A checked row"
     lane = self._lane
-    if not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
-    if not job_type.strip(): raise ValueError('job_type must not be empty')
+    job_type = _job_type(job_type)
     if not callable(func): raise TypeError(f'task_func must be callable, not {func!r}')
     t,alone = lane.known.of(func, lane.owner)
     if max_retries is _TRIES: max_retries = t.defaults.get('max_retries', 3)
-    check_tries(max_retries)
+    else: check_tries(max_retries)
     t.check(kwargs)
     payload,typed = dump_kwargs(func, kwargs, self.payload_limit)
     s = self.clock()
     handed = self.worker and self.handoff>0 and not now
-    job = NewJob(lane.ids(s), _text(job_type), payload, int(max_retries), at := to_iso(s), t.name,
+    job = NewJob(lane.ids(s), job_type, payload, int(max_retries), at := to_iso(s), t.name,
                  to_iso(s+self.handoff) if handed else at, HANDED if handed else DUE, typed)
     if alone: lane.known.held[job.id] = t
     return job
 
-def _text(s):
-    if type(s) is str and s.isascii(): return s
+def _job_type(s):
+    if type(s) is str and s.isascii() and s.strip(): return s
+    if not isinstance(s, str): raise TypeError(f'job_type must be text, not {s!r}')
+    if not s.strip(): raise ValueError('job_type must not be empty')
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
     return str.__str__(s)     # an enum's own `str` gives its name
 
@@ -252,12 +254,14 @@ def _in_write(self:BackgroundTaskManager):
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
+_ready = attrgetter('ready')
+
 @patch
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
-    due = DUE in [o.ready for o in jobs]
+    due = DUE in map(_ready, jobs)
     if self.worker:
         w = self._serve(lane)
         if due: lane.news = True; w.kick(lane)

@@ -26,14 +26,14 @@ class SqliteStore(SqliteFile):
         wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
     )->bool: # Whether this thread made the commit; one doorbell for each commit is enough
         "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`"
-        return self.insert_rows(_INSERT, [_new(o) for o in jobs], wait_s)
+        return self.insert_rows(_INSERT, list(map(_new, jobs)), wait_s)
 
     def insert_into(self,
         conn, # A connection inside a transaction of the caller's
         jobs:list, # `NewJob`s
     ):
         "Add the jobs to somebody else's transaction"
-        try: conn.executemany(_INSERT, [_new(o) for o in jobs])
+        try: conn.executemany(_INSERT, map(_new, jobs))
         except apsw.Error as e: raise store_error(e, self.path) from e
 
     @property
