@@ -56,6 +56,7 @@ class Lane:
         self.byhand = set()                        # attempts that run in threads of the app's
         self.lately = set()                        # tasks that ended since the worker's last sweep
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
+        self.watched = {}                          # callbacks by job id of those who also look by themselves
         self.news = False                          # somebody says that there is something to claim
         self.parked,self.due_at,self.pause_until,self.pauses,self.error,self.failure = [],None,0.,0,None,None
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
@@ -233,7 +234,7 @@ def _begin(self:Lane, claims):
 @patch
 def _ended(self:Lane, acks, refused):
     "Tell whoever waits, now that the ends are durable"
-    plain = not (refused or self.waiting or self.known.held or listening())
+    plain = not (refused or self.waiting or self.watched or self.known.held or listening())
     for a in acks:
         c = a.claim
         if plain and self.hand.get(c.id) is a: del self.hand[c.id]; continue
@@ -253,6 +254,7 @@ def _let_go(self:Lane, c, told=True):
     if a and a.claim.fence==c.fence: del self.hand[c.id]
     if told and self.waiting:
         for f in self.waiting.pop(c.id, ()): f()
+    if self.watched: self.nudge(c.id)
 
 # %% ../nbs/11_lane.ipynb #2c48b377
 @patch
@@ -315,6 +317,14 @@ def forget(self:Lane,
     fs = self.waiting.get(job_id)
     if fs and f in fs: fs.remove(f)
     if not fs: self.waiting.pop(job_id, None)
+
+# %% ../nbs/11_lane.ipynb #97f64540
+@patch
+def nudge(self:Lane,
+    job_id:str, # A job whose row has changed
+):
+    "Have whoever watches the job look at it"
+    if f := self.watched.pop(job_id, None): f(job_id)
 
 # %% ../nbs/11_lane.ipynb #807ee4d5
 _lanes,_opening,_lanes_lock = {},{},threading.Lock()   # by real path; `:memory:` by connection
