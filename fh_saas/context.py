@@ -51,6 +51,12 @@ class JobContext:
     def max_retries(self):
         "Attempts in all"
         return self._claim.max_retries
+    @property
+    def cursor(self):
+        "Where to go on, as JSON gives it back; None until it is set. Kept from one attempt to the next. Raises `TypeError`, `ValueError`"
+        return self._get_cursor()
+    @cursor.setter
+    def cursor(self, v): self._set_cursor(v)
 
 # %% ../nbs/09_context.ipynb #0fa0ce1c
 current = ContextVar('fh_saas_attempt', default=None)   # the attempt that this code is part of
@@ -204,6 +210,3 @@ def _set_cursor(self:JobContext, v):
 def _get_cursor(self:JobContext):
     if self._cursor is None: self._cursor = self._stored()[2] or 'null'
     return msgspec.json.decode(self._cursor)
-
-JobContext.cursor = property(lambda self: self._get_cursor(), lambda self, v: self._set_cursor(v),
-    doc='Where to go on, as JSON gives it back; None until it is set. Kept from one attempt to the next. Raises `TypeError`, `ValueError`')
