@@ -16,8 +16,9 @@ def read_controls(
     file, # A `SqliteFile`, or a connection inside a transaction
 )->dict: # Values by name
     "All controls of the database"
-    sql = 'select name,value from tenant_controls'
-    return dict(file.execute(sql).fetchall() if isinstance(file, apsw.Connection) else file.read(sql))
+    return dict(_rows(file, 'select name,value from tenant_controls'))
+
+def _rows(file, sql, args=()): return file.execute(sql, args).fetchall() if isinstance(file, apsw.Connection) else file.read(sql, args)
 
 def set_control(
     c, # The connection, inside `writing()`
@@ -64,34 +65,34 @@ def held_for(
     sql = '''with recursive h(n) as (select min(held) from tenant_jobs indexed by tj_held where ready=3
         union all select (select min(held) from tenant_jobs indexed by tj_held where ready=3 and held>h.n) from h where h.n is not null)
         select n,(select task from tenant_jobs indexed by tj_held where ready=3 and held=n order by priority,run_at limit 1) from h where n is not null'''
-    return file.execute(sql).fetchall() if isinstance(file, apsw.Connection) else file.read(sql)
+    return _rows(file, sql)
 
 # %% ../../nbs/store/08_controls.ipynb #2e56ec2e
 def counts(
-    c, # The connection, inside `writing()`
+    file, # A `SqliteFile`, or a connection inside a transaction
     keys:list, # Values of `limit_key`
 )->dict: # How many run, by key; keys of which none runs are not in it
     "How many jobs run under each key, whoever runs them"
-    return dict(c.execute('''select k.value,count(*) from json_each(?) k join tenant_jobs indexed by tj_limit on limit_key=k.value and status='running'
-        group by 1''', (msgspec.json.encode(keys).decode(),)).fetchall())
+    return dict(_rows(file, '''select k.value,count(*) from json_each(?) k join tenant_jobs indexed by tj_limit on limit_key=k.value and status='running'
+        group by 1''', (msgspec.json.encode(keys).decode(),)))
 
 def count_type(
-    c, # The connection, inside `writing()`
+    file, # A `SqliteFile`, or a connection inside a transaction
     job_type:str, # Category
 )->int:
     "How many jobs of a type run, whoever runs them"
-    return c.execute("select count(*) from tenant_jobs indexed by tj_history where job_type=? and status='running'", (job_type,)).fetchall()[0][0]
+    return _rows(file, "select count(*) from tenant_jobs indexed by tj_history where job_type=? and status='running'", (job_type,))[0][0]
 
 # %% ../../nbs/store/08_controls.ipynb #8a20a2ec
 def room_of_rate(
-    c, # The connection, inside `writing()`
+    file, # A `SqliteFile`, or a connection inside a transaction
     key:str, # Value of `limit_key`
     n:int, # So many
     period_s:float, # in so many seconds
     now:float, # Seconds since 1970
 )->int:
     "How many may start now"
-    return max(0, n-c.execute('select count(*) from tenant_starts where key=? and at>?', (key, to_iso(now-period_s))).fetchall()[0][0])
+    return max(0, n-_rows(file, 'select count(*) from tenant_starts where key=? and at>?', (key, to_iso(now-period_s)))[0][0])
 
 def note_starts(
     c, # The connection, inside `writing()`
@@ -111,8 +112,7 @@ def next_start(
     period_s:float, # in so many seconds
 )->float: # Seconds since 1970; 0 for now
     "When the next may start"
-    sql = 'select at from tenant_starts where key=? order by at desc limit 1 offset ?'
-    rows = file.execute(sql, (key, n-1)).fetchall() if isinstance(file, apsw.Connection) else file.read(sql, (key, n-1))
+    rows = _rows(file, 'select at from tenant_starts where key=? order by at desc limit 1 offset ?', (key, n-1))
     return from_iso(rows[0][0])+period_s if rows else 0.
 
 # %% ../../nbs/store/08_controls.ipynb #6c2e62ac
@@ -139,10 +139,9 @@ def holders(
     jobs:list, # `NewJob`s that were inserted, or were not because their key was taken
 )->list: # For each its own id, or the id of the job that holds its key; None if there is neither
     "Whose job each of them became"
-    run = (lambda *a: file.execute(*a).fetchall()) if isinstance(file, apsw.Connection) else file.read
     def one(j):
-        if run('select 1 from tenant_jobs where id=?', (j.id,)): return j.id
-        rows = run(f'select id from tenant_jobs indexed by tj_unique where {_HOLDS}', (j.unique_key,))
+        if _rows(file, 'select 1 from tenant_jobs where id=?', (j.id,)): return j.id
+        rows = _rows(file, f'select id from tenant_jobs indexed by tj_unique where {_HOLDS}', (j.unique_key,))
         return rows[0][0] if rows else None
     return [one(j) if j.unique_key else j.id for j in jobs]
 
