@@ -9,6 +9,7 @@ __all__ = ['INTERRUPTED', 'Outcome', 'clip', 'failed', 'raised', 'returned', 'ca
 import asyncio, msgspec, traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from .context import context_of, current
 from .ids import to_iso
 from .payload import dump_result, load_kwargs
 from .options import row_backoff
@@ -83,20 +84,27 @@ def returned(
 def call(
     task:Task, # What to run
     claim:Claim, # The job in hand
+    a=None, # The `Attempt`, for the task's `JobContext`; None for none
 )->Outcome:
     "Run one attempt in this thread. An `async` task runs on a loop of its own. Never raises"
     try:
         kw = load_kwargs(task.func, claim.payload, claim.typed)
-        v = Context().run(task.func, **kw)
-        if hasattr(type(v), '__await__'): v = _alone(v)
+        if task.wants: kw[task.wants] = context_of(a)
+        v = Context().run(_within, a, task.func, kw)
+        if hasattr(type(v), '__await__'): v = _alone(v, a)
     except BaseException as e: return raised(e, task)
     return returned(v)
 
 # %% ../nbs/10_executor.ipynb #97869be2
-def _alone(aw):
+def _within(a, func, kw):
+    current.set(a)
+    return func(**kw)
+
+def _alone(aw, a):
     "Await `aw` in a thread that may or may not already run a loop"
     got = []
     async def wait():      # asyncio must hold neither result nor exception: it prints them, and their repr may raise
+        current.set(a)
         try: got.append((await aw, None))
         except BaseException as e: got.append((None, e))
     if asyncio._get_running_loop() is None: asyncio.run(wait())
@@ -109,10 +117,13 @@ def _alone(aw):
 async def acall(
     task:Task, # An `async` task
     claim:Claim, # The job in hand
+    a=None, # The `Attempt`, for the task's `JobContext`; None for none
 )->Outcome:
     "Run one attempt on the running loop. Raises only `CancelledError`, which the caller knows the reason of"
     try:
         kw = load_kwargs(task.func, claim.payload, claim.typed)
+        if task.wants: kw[task.wants] = context_of(a)
+        current.set(a)
         v = await task.func(**kw)
     except asyncio.CancelledError: raise
     except BaseException as e: return raised(e, task)

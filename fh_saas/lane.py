@@ -21,7 +21,7 @@ from typing import Callable
 # %% ../nbs/11_lane.ipynb #23485e00
 class Attempt:
     "A claim with its task, from the claim to the commit of its end"
-    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack')
+    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job')
     def __init__(self,
         claim:Claim, # The job in hand
         task:Task, # What it runs
@@ -30,6 +30,7 @@ class Attempt:
     ):
         self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
         self.slot = self.began = self.handle = self.ended = self.result = self.ack = None   # `ack` stays None for a plain success
+        self.job = None                                            # its `JobContext`, if it was asked for
         self.took = 0.
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
 
@@ -47,13 +48,14 @@ class Lane:
     ):
         self.store,self.here,self.known,self.clock,self.lease_s = store,here,known or Known(),clock,lease_s
         self.owner = here.owner if here else 'memory'
-        self.name,self.ids = store.path,JobIds()
+        self.name,self.ids,self.tenant = store.path,JobIds(),None   # the tenant's id where `Tenants` opened it
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
         self.small,self.ready = deque(),deque()    # claimed jobs: short ones, run by who makes the turn; others, for any runner
         self.nrun,self.listed = 0,False            # runners at work here; whether the worker has it on its list
         self.byhand = set()                        # attempts that run in threads of the app's
         self.lately = set()                        # tasks that ended since the worker's last sweep
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
+        self.watched = {}                          # callbacks by job id of those who also look by themselves
         self.news = False                          # somebody says that there is something to claim
         self.parked,self.due_at,self.pause_until,self.pauses,self.error,self.failure = [],None,0.,0,None,None
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
@@ -206,7 +208,7 @@ def _begin(self:Lane, claims):
 @patch
 def _ended(self:Lane, acks, refused):
     "Tell whoever waits, now that the ends are durable"
-    plain = not (refused or self.waiting or self.known.held or listening())
+    plain = not (refused or self.waiting or self.watched or self.known.held or listening())
     for a in acks:
         c = a.claim
         if plain and self.hand.get(c.id) is a: del self.hand[c.id]; continue
@@ -226,6 +228,7 @@ def _let_go(self:Lane, c, told=True):
     if a and a.claim.fence==c.fence: del self.hand[c.id]
     if told and self.waiting:
         for f in self.waiting.pop(c.id, ()): f()
+    if self.watched: self.nudge(c.id)
 
 # %% ../nbs/11_lane.ipynb #2c48b377
 @patch
@@ -287,6 +290,14 @@ def forget(self:Lane,
     fs = self.waiting.get(job_id)
     if fs and f in fs: fs.remove(f)
     if not fs: self.waiting.pop(job_id, None)
+
+# %% ../nbs/11_lane.ipynb #e85742f1
+@patch
+def nudge(self:Lane,
+    job_id:str, # A job whose row has changed
+):
+    "Have whoever watches the job look at it"
+    if f := self.watched.pop(job_id, None): f(job_id)
 
 # %% ../nbs/11_lane.ipynb #807ee4d5
 _lanes,_opening,_lanes_lock = {},{},threading.Lock()   # by real path; `:memory:` by connection

@@ -6,10 +6,11 @@
 __all__ = ['shared', 'submitted', 'module_name', 'lookup', 'task_name', 'Task', 'Tasks', 'task', 'register', 'Known']
 
 # %% ../nbs/06_tasks.ipynb #075b8196
-import inspect, sys, threading, time
+import inspect, re, sys, threading, time, types, typing
 from fastcore.basics import patch
 from functools import cached_property, partial
 from .options import check_options, check_tries, of_task
+from .payload import _annotation
 from .retry import as_policy
 from pathlib import Path
 from typing import Callable
@@ -68,6 +69,10 @@ class Task:
         except (TypeError, ValueError): return None
         named = {p.name:p.default is p.empty for p in ps if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         return named, any(p.kind is p.VAR_KEYWORD for p in ps), [p.name for p in ps if p.kind is p.POSITIONAL_ONLY and p.default is p.empty]
+    @cached_property
+    def wants(self):
+        "The parameter annotated `JobContext`, which `submit` does not give; None where there is none"
+        return next((k for k in (self._sig or ({},))[0] if _is_context(_annotation(self.func, k))), None)
 
 # %% ../nbs/06_tasks.ipynb #d164c091
 @patch
@@ -82,6 +87,12 @@ def _is_async(f):
     while isinstance(f, partial): f = f.func
     return inspect.iscoroutinefunction(f) or inspect.iscoroutinefunction(getattr(f, '__call__', None))
 
+def _is_context(ann):
+    "Whether an annotation means `JobContext`: the class, its name in text, or either of them as one of several"
+    if isinstance(ann, (str, typing.ForwardRef)): return bool(re.search(r'\bJobContext\b', str(ann)))
+    if typing.get_origin(ann) in (typing.Union, types.UnionType, typing.Annotated): return any(map(_is_context, typing.get_args(ann)))
+    return isinstance(ann, type) and getattr(ann, 'is_job_context', False) is True
+
 # %% ../nbs/06_tasks.ipynb #2bc70cc6
 @patch
 def check(self:Task,
@@ -94,7 +105,8 @@ def check(self:Task,
     named,rest,positional = self._sig
     if positional: raise TypeError(f'{self.name} takes {positional[0]!r} by position only; a task is called by name')
     if not rest and (bad := [k for k in kwargs if k not in named]): raise TypeError(f'{self.name} has no parameter {bad[0]!r}')
-    if miss := [k for k,need in named.items() if need and k not in kwargs]: raise TypeError(f'{self.name} needs {miss[0]!r}')
+    if (w := self.wants) in kwargs: raise TypeError(f'{self.name}: {w!r} is the JobContext, which the job gives when it runs; leave it out')
+    if miss := [k for k,need in named.items() if need and k not in kwargs and k!=w]: raise TypeError(f'{self.name} needs {miss[0]!r}')
     if len(self._fit)<100: self._fit.add(names)
 
 # %% ../nbs/06_tasks.ipynb #a3a6d57e
@@ -241,7 +253,10 @@ def _at_home(self:Known, name):
     home = self.homes.get(mod)
     f = home and lookup(home, qual)
     if not inspect.isfunction(f) or f.__module__!=home or f.__qualname__!=qual: return None
-    return Task(f, name)
+    if (t := _homely.get(name)) is None or t.func is not f: t = _homely[name] = Task(f, name)
+    return t
+
+_homely = {}   # what a task knows of its function is worked out once
 
 # %% ../nbs/06_tasks.ipynb #2928f693
 _first = {}   # when a module made its first manager
