@@ -15,7 +15,7 @@ from .limits import Limits
 from .presence import Presence, presence
 from .store.base import Claim, StoreBusy, StoreError
 from .store.controls import asked
-from .store.sqlite import SqliteStore
+from .store.notes import SqliteStore
 from .tasks import Known, Task
 from .telemetry import emit, listening, log
 from typing import Callable
@@ -54,6 +54,7 @@ class Lane:
         self.name,self.ids,self.tenant = store.path,JobIds(),None   # the tenant's id where `Tenants` opened it
         self.limits = Limits(store, self.known, clock)
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
+        self.notes = deque()                       # `JobContext`s that have something to write
         self.small,self.ready = deque(),deque()    # claimed jobs: short ones, run by who makes the turn; others, for any runner
         self.nrun,self.listed = 0,False            # runners at work here; whether the worker has it on its list
         self.byhand = set()                        # attempts that run in threads of the app's
@@ -79,7 +80,7 @@ class Lane:
         return to_iso(self.clock()+self.lease_s)
     def waits(self)->bool:
         "Whether anything waits to be written"
-        return bool(self.acks or self.back or self.handed or self.aside)
+        return bool(self.acks or self.back or self.handed or self.aside or self.notes)
     def busy(self)->bool:
         "Whether anything of this process needs the lane open"
         return bool(self.pins or self.hand or self.waits() or self.small or self.ready or self.byhand or self.waiting or self.known.held
@@ -101,19 +102,22 @@ def turn(self:Lane,
 )->list: # `Attempt`s, to be run by the caller
     "Write what waits and claim what is due, in one transaction. Raises nothing: after a `StoreError` everything waits on"
     queues = self.acks,self.back,self.handed,self.aside
-    if not any(queues) and not self.news and not self._claimable(limit): return []
+    if not any(queues) and not self.notes and not self.news and not self._claimable(limit): return []
     news,self.news,self.used_at = self.news,False,time.monotonic()
     self.turned_at = self.used_at
     if self.due_at is None: self._look_ahead()
     taken = acks,back,handed,aside = [_take(o) for o in queues]
+    notes = self._due_notes() if self.notes else ()      # after the ends, so that what those jobs said last is among them
     try:
         with self.store.writing(wait_s, durable=bool(acks)):
+            if notes: self._note(notes)
             refused = self._write(acks)
             self._return(back, aside)
             if self.limits.used: self.limits.let_next(self.store._c, [*(a.claim for a in acks), *back, *aside])
             claims = self._claim(handed, limit, only)
     except BaseException as e:
         for q,old in zip(queues, taken): q.extendleft(reversed(old))
+        for o in notes: o.again()
         if not isinstance(e, Exception): raise
         self._sick(e)
         return []
@@ -128,6 +132,28 @@ def turn(self:Lane,
     if listening():
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
+
+# %% ../nbs/11_lane.ipynb #1cfbd25f
+@patch
+def _due_notes(self:Lane):
+    "Contexts whose notes are to be written in this turn"
+    out = []
+    for o in _take(self.notes):
+        if self.closing or o.is_due(): out.append(o)
+        else: self.notes.append(o)
+    return out
+
+@patch
+def _note(self:Lane, notes):
+    for i in self.store.note([o.take() for o in notes]): notes[i].lost = True
+
+@patch
+def soon(self:Lane):
+    "Have a turn made; by this thread, if this process has no worker for the lane"
+    if self.server: self.server.kick(self)
+    elif not self.closed and self.turning.acquire(blocking=False):
+        try: self.turn(0, wait_s=.05)
+        finally: self.turning.release()
 
 # %% ../nbs/11_lane.ipynb #36d86e9b
 @patch
@@ -277,6 +303,7 @@ def end(self:Lane,
 )->str: # When it ended, as `to_iso` gives it; None if it was interrupted
     "Hand the outcome to the next turn"
     if self.here: self.here.unmark(a.slot, keep)
+    if a.job is not None: a.job.ending = True           # what it said last is written with its end
     if out.how=='interrupted': return self.back.append(a.claim)
     name,now,a.took = a.task.name,self.clock(),took_s
     m = self.means.get(name)

@@ -212,6 +212,7 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
     return job
 
 def _text(s):
+    if type(s) is str and s.isascii(): return s
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
     return str.__str__(s)     # an enum's own `str` gives its name
 
@@ -256,11 +257,12 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
+    due = DUE in [o.ready for o in jobs]
     if self.worker:
         w = self._serve(lane)
-        if any(o.ready==DUE for o in jobs): lane.news = True; w.kick(lane)
+        if due: lane.news = True; w.kick(lane)
         elif lane.due_at is not None: lane.due_at = min(lane.due_at, self.clock()+self.handoff)
-    if ring and lane.here and any(o.ready==DUE for o in jobs): lane.here.ring(lane.name)
+    if due and ring and lane.here: lane.here.ring(lane.name)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #4c295e1c
 @patch
@@ -426,7 +428,7 @@ async def alist_jobs(self:BackgroundTaskManager,
     "`list_jobs` without holding up the loop"
     return await asyncio.to_thread(self.list_jobs, job_type, status, limit)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #f0e04c9a
+# %% ../nbs/20_utils_bgtsk.ipynb #46929e36
 @patch
 def wait(self:BackgroundTaskManager,
     job_id:str, # The job's id
@@ -445,7 +447,7 @@ def wait(self:BackgroundTaskManager,
     finally: waits.remove(using, job_id, tell)
     return self._waited(got[0] if got else self.get_job(job_id), job_id, timeout)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #286286ca
+# %% ../nbs/20_utils_bgtsk.ipynb #171ad854
 @patch
 async def await_job(self:BackgroundTaskManager,
     job_id:str, # The job's id
@@ -464,7 +466,7 @@ async def await_job(self:BackgroundTaskManager,
     finally: waits.remove(using, job_id, tell)
     return self._waited(ended.result() if ended.done() else await self.aget_job(job_id), job_id, timeout)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #a50683be
+# %% ../nbs/20_utils_bgtsk.ipynb #0d9e9109
 @patch
 def _before_wait(self:BackgroundTaskManager, job_id):
     "The job as it is; whoever waits for it does not return its BackgroundTask, so its grace is over"
