@@ -178,7 +178,7 @@ def _run(self:Worker, a, at=None):
     self.at_work.add(a)
     a.lane.start(a, at)
     t = time.monotonic()
-    try: out = call(a.task, a.claim)
+    try: out = call(a.task, a.claim, a)
     finally: self.at_work.discard(a)
     return a.lane.end(a, out, time.monotonic()-t)
 
@@ -268,7 +268,7 @@ def _spell(self:Worker, lane):
             except IndexError: break
             spell[1],spell[2] = t,a
             lane.start(a, at, slot)            # one begins when the one before has ended, and takes over its mark
-            slot,out = a.slot,call(a.task, a.claim)
+            slot,out = a.slot,call(a.task, a.claim, a)
             t,began = time.monotonic(),t
             at = lane.end(a, out, t-began, keep=True)
             if t>end or not lane.small or self.todo and not self.idle: break

@@ -493,6 +493,13 @@ def get(self:SqliteStore,
     return next(iter(self._rows('select * from tenant_jobs where id=?', (id,))), None)
 
 @patch
+def statuses(self:SqliteStore,
+    ids:list, # Job ids
+)->dict: # Status by id; those that are not there are left out
+    "How jobs are doing"
+    return dict(self.read('select id,status from tenant_jobs where id in (select value from json_each(?))', (_json(ids),)))
+
+@patch
 def _rows(self:SqliteStore, sql, args):
     cols = self._columns()
     return [dict(zip(cols, o)) for o in self.read(sql, args)]
