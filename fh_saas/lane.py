@@ -50,7 +50,7 @@ class Lane:
         lease_s:float=LEASE_S, # How long a claim holds unless renewed, in seconds
     ):
         self.store,self.here,self.known,self.clock,self.lease_s = store,here,known or Known(),clock,lease_s
-        self.owner = here.owner if here else 'memory'
+        store.now,self.owner = self.now,here.owner if here else 'memory'
         self.name,self.ids,self.tenant = store.path,JobIds(),None   # the tenant's id where `Tenants` opened it
         self.limits = Limits(store, self.known, clock)
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
@@ -126,12 +126,28 @@ def turn(self:Lane,
     for c in back: self._let_go(c, told=self.closing)
     for c in aside: self._let_go(c)
     out = self._begin(claims)
+    if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
     if news and self.hand: self._obey()
     if listening():
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
+
+# %% ../nbs/11_lane.ipynb #638c4d00
+@patch
+def _freed(self:Lane, claimed):
+    "Make known what became of those who waited for jobs that ended"
+    got = _take(self.store.freed)
+    for id,job_type,status in [o for g in got for o in g.fallen]:
+        self.known.held.pop(id, None)
+        for f in self.waiting.pop(id, ()): f()
+        if self.watched: self.nudge(id)
+        emit(f'job.{status}', store=self.name, job_id=id, job_type=job_type, attempt=0)
+    if any(o.later for o in got): self.due_at = None
+    if sum([o.due for o in got])>claimed:
+        self.news = self.dirty = True
+        self.tell(0.)
 
 # %% ../nbs/11_lane.ipynb #1cfbd25f
 @patch

@@ -255,6 +255,7 @@ def _in_write(self:BackgroundTaskManager):
 @patch
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
+    if lane.store.freed: lane._freed(0)       # a parent was over already
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
     due = DUE in [o.ready for o in jobs]
@@ -428,7 +429,7 @@ async def alist_jobs(self:BackgroundTaskManager,
     "`list_jobs` without holding up the loop"
     return await asyncio.to_thread(self.list_jobs, job_type, status, limit)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #46929e36
+# %% ../nbs/20_utils_bgtsk.ipynb #f605952b
 @patch
 def wait(self:BackgroundTaskManager,
     job_id:str, # The job's id
@@ -447,7 +448,7 @@ def wait(self:BackgroundTaskManager,
     finally: waits.remove(using, job_id, tell)
     return self._waited(got[0] if got else self.get_job(job_id), job_id, timeout)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #171ad854
+# %% ../nbs/20_utils_bgtsk.ipynb #75856b9f
 @patch
 async def await_job(self:BackgroundTaskManager,
     job_id:str, # The job's id
@@ -466,7 +467,7 @@ async def await_job(self:BackgroundTaskManager,
     finally: waits.remove(using, job_id, tell)
     return self._waited(ended.result() if ended.done() else await self.aget_job(job_id), job_id, timeout)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #0d9e9109
+# %% ../nbs/20_utils_bgtsk.ipynb #328ddefa
 @patch
 def _before_wait(self:BackgroundTaskManager, job_id):
     "The job as it is; whoever waits for it does not return its BackgroundTask, so its grace is over"

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .async_pool import AsyncPool
 from .executor import call, timed_out
 from .lane import Lane
-from .maintenance import heartbeat, release_lost, rescue
+from .maintenance import heartbeat, mend, release_lost, rescue
 from .presence import Presence
 from .shares import Line, Ready
 from .telemetry import log
@@ -522,6 +522,7 @@ def _care(self:Worker, lane, beat):
     if beat:
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
+        mend(lane)
     lane._look_ahead()                            # jobs for later that other processes submitted
     if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
 
