@@ -255,6 +255,7 @@ def _in_write(self:BackgroundTaskManager):
 @patch
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
+    if lane.store.freed: lane._freed(0)       # a parent was over already
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
     due = DUE in [o.ready for o in jobs]
