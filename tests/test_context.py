@@ -91,3 +91,305 @@ def test_other_threads(t):
     _,bg = m.submit('w', f)
     bg.func(*bg.args)
     assert got==[None]
+
+# --- progress, log, cursor
+
+from fh_saas.context import Cancelled, LostClaim
+from fh_saas.lane import Lane
+from util import process, run_py
+import work
+
+def counts(n, job:JobContext):
+    for i in range(n): job.progress(i+1, n, f'row {i+1}')
+    job.log(f'{n} rows')
+async def acounts(n, job:JobContext): counts(n, job)
+
+def writes(m): return m._lane.store._writer.conn.total_changes()
+
+@pytest.mark.parametrize('f', [counts, acounts])
+@pytest.mark.parametrize('worker', [True, False])
+def test_last_progress_arrives(t, f, worker):
+    "Twenty thousand reports cost a few writes, and the last one is there as soon as the job is completed"
+    m = t.mgr(worker=worker, handoff=0)
+    n = writes(m)
+    id,bg = m.submit('p', f, n=20000)
+    if not worker: bg.func(*bg.args)
+    j = done(m, id)
+    p = json.loads(j.progress)
+    assert (p['done'],p['total'],p['message'])==(20000, 20000, 'row 20000') and j.log.endswith('20000 rows')
+    assert writes(m)-n<40
+
+def test_progress_is_seen_while_it_runs(t):
+    "The last value is seen soon, without anything else happening"
+    go = threading.Event()
+    def f(job:JobContext):
+        for i in range(5): job.progress(i)
+        go.wait(20)
+    m = t.mgr(handoff=0)
+    id,_ = m.submit('p', f)
+    until(lambda: '"done":4' in (m.get_job(id).progress or ''), 10)
+    assert m.get_job(id).status=='running'
+    go.set(); done(m, id)
+
+def test_progress_of_many(t):
+    "A hundred async jobs that report at once share their writes"
+    async def f(i, job:JobContext):
+        for k in range(10): job.progress(k, 10); await asyncio.sleep(.001)
+        job.log(str(i))
+    m = t.mgr(handoff=0)
+    ids = m.submit_many('p', f, [dict(i=i) for i in range(100)])
+    for i,id in enumerate(ids): j = done(m, id); assert json.loads(j.progress)['done']==9 and j.log.endswith(f' {i}')
+
+def notes_fail(job:JobContext):
+    job.progress(7); job.log(f'attempt {job.attempt}'); job.cursor = [job.attempt, job.cursor]
+    if job.attempt<3: raise ValueError('no')
+
+def test_notes_of_failed_attempts(t):
+    "They are written with the failure, and the next attempt goes on from them"
+    now = [1e9]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    id,_ = m.submit('n', notes_fail)
+    for i in range(3): now[0] += 100; m.run_due()
+    j = m.get_job(id)
+    assert j.status=='completed' and json.loads(j.cursor)==[3,[2,[1,None]]]
+    assert [o.split(' ', 1)[1] for o in j.log.splitlines()]==['attempt 1','attempt 2','attempt 3']
+
+KILLED = '''
+from fh_saas.context import JobContext
+def rows(n, job:JobContext):
+    start = job.cursor or 0
+    job.log(f'from {start}')
+    for i in range(start, n):
+        say(folder, 'row', i)
+        job.cursor = i+1
+        job.progress(i+1, n)
+        if i==500 and not is_open(folder, 'safe'):
+            while db.q('select cursor from tenant_jobs')[0]['cursor']!='501': time.sleep(.01)
+            os.kill(os.getpid(), 9)
+    return start
+m = mgr(tasks={'rows':rows}, handoff=0)
+'''
+def test_cursor_survives_kill(t):
+    "kill -9: the next process goes on where the cursor was last written, and keeps the log"
+    run_py(t, KILLED+"m.submit('r', rows, n=1000); time.sleep(30)", rc=-9)
+    m = t.look()
+    job, = m.list_jobs()
+    assert (job.status,job.cursor)==('running','501')
+    t.go('safe')
+    with process(t, KILLED+'m.run()'):
+        j = done(m, job.id)
+    assert (j.result,j.retry_count,json.loads(j.progress)['done'])==('501', 1, 1000)
+    assert [o.split(' ', 1)[1] for o in j.log.splitlines()]==['from 0','from 501']
+    assert [int(o[2]) for o in t.log('row')]==list(range(1000))
+
+def test_notes_wait_for_a_locked_file(t):
+    "What could not be written waits for the lock, and nothing of it is lost"
+    go,said = threading.Event(),threading.Event()
+    def f(job:JobContext):
+        go.wait(20); job.progress(1); job.log('one'); job.cursor = 1; said.set()
+    m,other = t.mgr(handoff=0),t.db()
+    id,_ = m.submit('n', f)
+    until(lambda: m.get_job(id).status=='running')
+    other.conn.execute('begin immediate')
+    go.set(); said.wait(20)
+    until(lambda: m._lane.pauses)
+    other.conn.execute('rollback')
+    j = done(m, id)
+    assert json.loads(j.progress)['done']==1 and j.log.endswith(' one') and j.cursor=='1'
+
+def test_lost_claim(t):
+    "An attempt whose job was taken over changes nothing more; check() tells it, and a catch-all does not hide that"
+    go,got = threading.Event(),[]
+    def f(job:JobContext):
+        job.log('mine')
+        go.wait(20)
+        job.progress(99); job.cursor = 'mine'
+        until(lambda: job.cancelled)
+        try:
+            try: job.check()
+            except Exception: got.append('hidden')
+        except LostClaim as e: got.append(e); raise
+    m = t.mgr(handoff=0)
+    id,_ = m.submit('l', f)
+    until(lambda: m.get_job(id).log)
+    m.db.q("update tenant_jobs set fence=fence+1, owner='other'")      # as another process would claim it
+    go.set()
+    until(lambda: got and not m._lane.hand)
+    j = m.get_job(id)
+    assert isinstance(got[0], LostClaim) and (j.status,j.owner,j.progress,j.cursor)==('running','other',None,None)
+
+def test_told_to_end(t):
+    "check() and `cancelled` follow what the attempt is told"
+    go,got = threading.Event(),[]
+    def f(job:JobContext):
+        got.append(job.cancelled); go.wait(20)
+        while not job.cancelled: job.check()
+        job.check()
+    m = t.mgr(handoff=0)
+    id,_ = m.submit('c', f)
+    until(lambda: got)
+    a, = m._lane.hand.values()
+    a.stop = 'cancelled'
+    go.set()
+    until(lambda: m.get_job(id).error_log)
+    assert got==[False] and 'Cancelled' in m.get_job(id).error_log
+
+@pytest.mark.parametrize('call,error', [
+    (lambda j: j.progress('1'), TypeError), (lambda j: j.progress(True), TypeError), (lambda j: j.progress(-1), ValueError),
+    (lambda j: j.progress(float('nan')), ValueError), (lambda j: j.progress(1, float('inf')), ValueError), (lambda j: j.progress(1, 2, 3), TypeError),
+    (lambda j: j.log(b'x'), TypeError), (lambda j: setattr(j, 'cursor', object()), TypeError), (lambda j: setattr(j, 'cursor', float('nan')), TypeError)])
+def test_bad_notes(t, call, error):
+    "A wrong value is an error there and then, and nothing of it is stored"
+    def f(job:JobContext):
+        with pytest.raises(error): call(job)
+    m = t.mgr(worker=False)
+    id,bg = m.submit('b', f)
+    bg.func(*bg.args)
+    j = m.get_job(id)
+    assert (j.status,j.progress,j.log,j.cursor)==('completed',None,None,None)
+
+def test_odd_text(t):
+    "Half a surrogate pair, NUL and a megabyte: the log takes them all and keeps its size"
+    def f(job:JobContext):
+        job.log('a\ud800b\0c'); job.progress(1, message='\ud800'*1000)
+        for i in range(40): job.log('é'*10**6)
+    m = t.mgr(worker=False)
+    id,bg = m.submit('o', f)
+    bg.func(*bg.args)
+    j = m.get_job(id)
+    assert j.status=='completed' and len(j.log.encode())<=2**16 and 'left out' in j.log
+
+def test_log_from_threads(t):
+    "Threads of one job may log at the same time"
+    async def f(job:JobContext):
+        await asyncio.gather(*[asyncio.to_thread(lambda k=k: [job.log(f'{k}.{i}') for i in range(100)]) for k in range(8)])
+    m = t.mgr(handoff=0)
+    id,_ = m.submit('l', f)
+    got = [o.split(' ')[1] for o in done(m, id).log.splitlines()]
+    assert sorted(got)==sorted(f'{k}.{i}' for k in range(8) for i in range(100))
+
+# --- steps
+
+def steps(m, id): return m.db.q('select name,result from tenant_job_steps where job=? order by at', (id,))
+
+class Clocked:
+    "A manager whose time is set by hand"
+    def __init__(self, t): self.now = [1e9]; self.m = t.mgr(worker=False, clock=lambda: self.now[0])
+    def run(self, n=1):
+        for i in range(n): self.now[0] += 100; self.m.run_due()
+
+def test_step_runs_once(t):
+    "A retry gets what the step gave and does not run it again; completed, the rows go"
+    c,ran = Clocked(t),[]
+    def f(job:JobContext):
+        a = job.step('one', lambda: (ran.append('one'), 7)[1])
+        if job.attempt==1: raise ValueError('between')
+        b = job.step('two', lambda x: (ran.append('two'), (x,))[1], a)
+        if job.attempt==2: raise ValueError('after')
+        return [a,b]
+    id,_ = c.m.submit('s', f)
+    c.run(); assert [o['name'] for o in steps(c.m, id)]==['one']
+    c.run(); assert [o['result'] for o in steps(c.m, id)]==['7','[7]']
+    c.run()
+    j = c.m.get_job(id)
+    assert (j.status,j.result,ran,list(steps(c.m, id)))==('completed','[7,[7]]',['one','two'],[])
+
+def test_steps_of_a_failed_job(t):
+    "They are kept: a retry by hand goes on after the last of them"
+    c,ran,ok = Clocked(t),[],[]
+    def f(job:JobContext):
+        job.step('one', ran.append, 1)
+        if not ok: raise ValueError
+    id,_ = c.m.submit('s', f, max_retries=1)
+    c.run(); assert c.m.get_job(id).status=='failed' and len(steps(c.m, id))==1
+    ok.append(1)
+    c.m._lane.store.retry_failed(c.m._lane.now()); c.m._lane.known.held[id] = c.m._lane.known.of(f, 'x')[0]
+    c.run()
+    assert c.m.get_job(id).status=='completed' and ran==[1] and not steps(c.m, id)
+
+@pytest.mark.parametrize('worker', [True, False])
+def test_async_steps(t, worker):
+    "Async and sync functions, many at once, in an async task"
+    ran = []
+    async def get(i): await asyncio.sleep(0); ran.append(i); return i
+    async def f(job:JobContext):
+        got = await asyncio.gather(*[job.astep(f'get-{i}', get, i) for i in range(20)], job.astep('plain', lambda: 'p'))
+        if job.attempt==1: raise ValueError
+        return got
+    m = t.mgr(worker=worker, handoff=0)
+    id,bg = m.submit('s', f)
+    for i in range(0 if worker else 2): bg.func(*bg.args)
+    assert json.loads(done(m, id).result)==[*range(20),'p'] and sorted(ran)==list(range(20))
+
+STEPS = '''
+from fh_saas.context import JobContext
+def die(job, at):
+    if at==where and not is_open(folder, 'safe'): os.kill(os.getpid(), 9)
+def f(job:JobContext):
+    def one(): say(folder, 'one'); die(job, 'in'); return 'first'
+    die(job, 'before')
+    a = job.step('one', one)
+    die(job, 'after')
+    b = job.step('two', lambda: (say(folder, 'two'), 'second')[1])
+    die(job, 'end')
+    return [a,b]
+where = sys.argv[3]
+m = mgr(tasks={'f':f}, handoff=0)
+'''
+@pytest.mark.parametrize('where,one,two', [('before',1,1), ('in',2,1), ('after',1,1), ('end',1,1)])
+def test_kill_among_steps(t, where, one, two):
+    "kill -9 at each place: a step that was kept is not run again, one that was cut short is"
+    run_py(t, STEPS+"m.submit('f', f); time.sleep(30)", where, rc=-9)
+    t.go('safe')
+    job, = t.look().list_jobs()
+    with process(t, STEPS+'m.run()', where): j = done(t.look(), job.id)
+    assert (j.result,j.retry_count,len(t.log('one')),len(t.log('two')))==('["first","second"]', 1, one, two)
+
+def test_step_of_a_lost_attempt(t):
+    "An attempt that was overtaken keeps nothing, stops at its next step, and changes nothing of the job"
+    c,got = Clocked(t),[]
+    def f(job:JobContext):
+        job.step('one', lambda: 1)
+        c.m.db.q("update tenant_jobs set fence=fence+1, owner='other'")
+        try: job.step('two', got.append, 'ran')
+        except Exception: got.append('hidden')
+    id,_ = c.m.submit('s', f)
+    c.run()
+    j = c.m.get_job(id)
+    assert (got,[o['name'] for o in steps(c.m, id)],j.status,j.owner,j.error_log)==(['ran'],['one'],'running','other',None)
+
+@pytest.mark.parametrize('call,error,says', [
+    (lambda j: (j.step('a', int), j.step('a', int)), ValueError, "step 'a' was in this attempt already; number them"),
+    (lambda j: j.step('', int), ValueError, 'name of a step'), (lambda j: j.step(1, int), TypeError, 'name of a step'),
+    (lambda j: j.step('o', object), TypeError, "step 'o': what it returned cannot be kept"),
+    (lambda j: j.step('c', asyncio.sleep), TypeError, 'astep')])
+def test_bad_steps(t, call, error, says):
+    "Bugs are named, and fail the attempt"
+    c = Clocked(t)
+    def f(job:JobContext): call(job)
+    id,_ = c.m.submit('s', f)
+    c.run()
+    assert error.__name__ in (e := c.m.get_job(id).error_log) and says in e
+
+def test_failed_step(t):
+    "What a step raises comes out as it is, and the step may be tried again under its name"
+    c,n = Clocked(t),[]
+    def once(): n.append(1); return len(n) if len(n)>2 else 1/0
+    def f(job:JobContext):
+        for i in range(2):
+            with pytest.raises(ZeroDivisionError): job.step('s', once)
+        return job.step('s', once)
+    id,_ = c.m.submit('s', f)
+    c.run()
+    assert c.m.get_job(id).result=='3'
+
+def test_no_trace_without_steps(t):
+    "A job that uses nothing of this is changed as often as before: by its claim, its end and the tenant's meter"
+    m = t.mgr(worker=False)
+    def f(): pass
+    def n():
+        ids = m.submit_many('p', f, [{}]*10)
+        w = writes(m); m.run_due()
+        return writes(m)-w
+    n()
+    assert n()==30 and not m._lane.notes
