@@ -17,7 +17,7 @@ from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
-from .executor import call, settle
+from .children import run_attempt
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
@@ -355,7 +355,7 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     try:
         lane.start(a)
         began = _clock.monotonic()
-        out = call(a.task, a.claim)
+        out = run_attempt(a)
         lane.end(a, out, _clock.monotonic()-began)
         with lane.turning: lane.turn(0)
         if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
