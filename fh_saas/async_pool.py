@@ -79,7 +79,7 @@ async def _runner(self:AsyncPool):
         if self.waiting: self._pump_soon()         # its turn comes when this job waits
         self.running.add(a)
         t = await self._attempt(a, me)
-        if t>end or me.cancelling() or len(copy_context()): break
+        if t>end or me.cancelling() or len(copy_context())>1: break
     if self.waiting: self._pump_soon()
 
 @patch
@@ -87,7 +87,7 @@ async def _attempt(self:AsyncPool, a, me):
     a.handle = me
     a.lane.start(a)
     t = time.monotonic()
-    try: out = await acall(a.task, a.claim)
+    try: out = await acall(a.task, a.claim, a)
     except asyncio.CancelledError as e: out = INTERRUPTED if a.lane.closing else failed(e)
     self.running.discard(a)
     now = time.monotonic()

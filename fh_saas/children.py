@@ -247,7 +247,7 @@ def run(self:Children,
     finally:
         if a.handle: a.handle.let_go(); a.handle = None
         if c: self.give(c, a.task)
-    return INTERRUPTED if c.killed and out.how=='failed' and not getattr(a, 'stop', None) else out
+    return INTERRUPTED if c.killed and out.how=='failed' and not a.stop else out
 
 # %% ../nbs/14_children.ipynb #da3f2c47
 children = Children()   # those of this process
@@ -256,7 +256,7 @@ def run_attempt(
     a:Attempt, # Claimed
 )->Outcome:
     "Run one attempt in this thread, or in a child while this thread waits. Never raises"
-    return children.run(a) if a.task.process else call(a.task, a.claim)
+    return children.run(a) if a.task.process else call(a.task, a.claim, a)
 
 # %% ../nbs/14_children.ipynb #4de7a6c4
 answers = {}   # name -> function of (attempt, *args), for `tell` and `ask` in a child

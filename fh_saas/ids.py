@@ -11,18 +11,17 @@ from datetime import datetime
 from fastcore.basics import patch
 
 # %% ../nbs/05_ids.ipynb #34f365f3
-_last = (0, '1970-01-01T00:00:00')   # replaced as a whole, so threads never see half of it
+_seconds = {}   # texts of some seconds
 
 def to_iso(
     t:float, # Seconds since 1970-01-01 UTC, as `time.time()` gives them
 )->str: # UTC in ISO 8601 with microseconds, always 27 characters
     "The instant `t` as text whose order is the order of time"
-    global _last
-    sec,txt = _last
-    us = int(t*1e6+.5)-sec
-    if not 0<=us<1_000_000:
-        s,us = divmod(us+sec, 1_000_000)
-        _last = s*1_000_000,(txt := time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(s)))
+    s,us = divmod(int(t*1e6+.5), 1_000_000)
+    txt = _seconds.get(s)
+    if txt is None:
+        if len(_seconds)>99: _seconds.clear()
+        _seconds[s] = txt = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(s))
     return f'{txt}.{us:06d}Z'
 
 # %% ../nbs/05_ids.ipynb #e73292ca
@@ -44,16 +43,17 @@ class JobIds:
     )->str: # A UUIDv7, 36 characters
         "A new id for something that happens at `t`"
         with self._lock:
-            self._tick = tick = max(self._tick+1, int(t*4_096_000))
+            tick = int(t*4_096_000)
+            if tick<=self._tick: tick = self._tick+1
+            self._tick = tick
             if not self._rnd: self._refill()
             rnd = self._rnd.pop()
-        ms,frac = tick>>12, tick&0xfff
-        h = f'{ms<<80 | (0x7000|frac)<<64 | 1<<63 | rnd:032x}'
-        return f'{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}'
+        ms = f'{tick>>12:012x}'
+        return f'{ms[:8]}-{ms[8:]}-7{tick&0xfff:03x}-{rnd}'
 
 # %% ../nbs/05_ids.ipynb #b79d4ed8
 @patch
 def _refill(self:JobIds):
-    "Fetch 256 random numbers of 62 bits"
+    "Fetch the last two groups of 256 ids: 62 random bits each, and two that say what kind of UUID it is"
     b = os.urandom(2048)
-    self._rnd = [int.from_bytes(b[i:i+8], 'big')>>2 for i in range(0, 2048, 8)]
+    self._rnd = [f'{"89ab"[b[i]>>6]}{(x := b[i:i+8].hex())[1:4]}-{x[4:]}' for i in range(0, 2048, 8)]

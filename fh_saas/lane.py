@@ -13,7 +13,7 @@ from .executor import Outcome, settle
 from .ids import JobIds, from_iso, to_iso
 from .presence import Presence, presence
 from .store.base import Claim, StoreBusy, StoreError
-from .store.sqlite import SqliteStore
+from .store.notes import SqliteStore
 from .tasks import Known, Task
 from .telemetry import emit, listening, log
 from typing import Callable
@@ -21,7 +21,7 @@ from typing import Callable
 # %% ../nbs/11_lane.ipynb #23485e00
 class Attempt:
     "A claim with its task, from the claim to the commit of its end"
-    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack')
+    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job','stop')
     def __init__(self,
         claim:Claim, # The job in hand
         task:Task, # What it runs
@@ -30,6 +30,7 @@ class Attempt:
     ):
         self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
         self.slot = self.began = self.handle = self.ended = self.result = self.ack = None   # `ack` stays None for a plain success
+        self.job = self.stop = None                                # its `JobContext`, if it was asked for; `cancelled` or `timeout` once it is to end
         self.took = 0.
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
 
@@ -46,14 +47,16 @@ class Lane:
         lease_s:float=LEASE_S, # How long a claim holds unless renewed, in seconds
     ):
         self.store,self.here,self.known,self.clock,self.lease_s = store,here,known or Known(),clock,lease_s
-        self.owner = here.owner if here else 'memory'
-        self.name,self.ids = store.path,JobIds()
+        store.now,self.owner = self.now,here.owner if here else 'memory'
+        self.name,self.ids,self.tenant = store.path,JobIds(),None   # the tenant's id where `Tenants` opened it
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
+        self.notes = deque()                       # `JobContext`s that have something to write
         self.small,self.ready = deque(),deque()    # claimed jobs: short ones, run by who makes the turn; others, for any runner
         self.nrun,self.listed = 0,False            # runners at work here; whether the worker has it on its list
         self.byhand = set()                        # attempts that run in threads of the app's
         self.lately = set()                        # tasks that ended since the worker's last sweep
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
+        self.watched = {}                          # callbacks by job id of those who also look by themselves
         self.news = False                          # somebody says that there is something to claim
         self.parked,self.due_at,self.pause_until,self.pauses,self.error,self.failure = [],None,0.,0,None,None
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
@@ -73,7 +76,7 @@ class Lane:
         return to_iso(self.clock()+self.lease_s)
     def waits(self)->bool:
         "Whether anything waits to be written"
-        return bool(self.acks or self.back or self.handed or self.aside)
+        return bool(self.acks or self.back or self.handed or self.aside or self.notes)
     def busy(self)->bool:
         "Whether anything of this process needs the lane open"
         return bool(self.pins or self.hand or self.waits() or self.small or self.ready or self.byhand or self.waiting or self.known.held
@@ -95,18 +98,21 @@ def turn(self:Lane,
 )->list: # `Attempt`s, to be run by the caller
     "Write what waits and claim what is due, in one transaction. Raises nothing: after a `StoreError` everything waits on"
     queues = self.acks,self.back,self.handed,self.aside
-    if not any(queues) and not self.news and not self._claimable(limit): return []
+    if not any(queues) and not self.notes and not self.news and not self._claimable(limit): return []
     self.news,self.used_at = False,time.monotonic()
     self.turned_at = self.used_at
     if self.due_at is None: self._look_ahead()
     taken = acks,back,handed,aside = [_take(o) for o in queues]
+    notes = self._due_notes() if self.notes else ()      # after the ends, so that what those jobs said last is among them
     try:
         with self.store.writing(wait_s, durable=bool(acks)):
+            if notes: self._note(notes)
             refused = self._write(acks)
             self._return(back, aside)
             claims = self._claim(handed, limit, only)
     except BaseException as e:
         for q,old in zip(queues, taken): q.extendleft(reversed(old))
+        for o in notes: o.again()
         if not isinstance(e, Exception): raise
         self._sick(e)
         return []
@@ -115,11 +121,49 @@ def turn(self:Lane,
     for c in back: self._let_go(c, told=self.closing)
     for c in aside: self._let_go(c)
     out = self._begin(claims)
+    if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
     if listening():
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
+
+# %% ../nbs/11_lane.ipynb #b1355522
+@patch
+def _freed(self:Lane, claimed):
+    "Make known what became of those who waited for jobs that ended"
+    got = _take(self.store.freed)
+    for id,job_type,status in [o for g in got for o in g.fallen]:
+        self.known.held.pop(id, None)
+        for f in self.waiting.pop(id, ()): f()
+        if self.watched: self.nudge(id)
+        emit(f'job.{status}', store=self.name, job_id=id, job_type=job_type, attempt=0)
+    if any(o.later for o in got): self.due_at = None
+    if sum([o.due for o in got])>claimed:
+        self.news = self.dirty = True
+        self.tell(0.)
+
+# %% ../nbs/11_lane.ipynb #89f86b15
+@patch
+def _due_notes(self:Lane):
+    "Contexts whose notes are to be written in this turn"
+    out = []
+    for o in _take(self.notes):
+        if self.closing or o.is_due(): out.append(o)
+        else: self.notes.append(o)
+    return out
+
+@patch
+def _note(self:Lane, notes):
+    for i in self.store.note([o.take() for o in notes]): notes[i].lost = True
+
+@patch
+def soon(self:Lane):
+    "Have a turn made; by this thread, if this process has no worker for the lane"
+    if self.server: self.server.kick(self)
+    elif not self.closed and self.turning.acquire(blocking=False):
+        try: self.turn(0, wait_s=.05)
+        finally: self.turning.release()
 
 # %% ../nbs/11_lane.ipynb #36d86e9b
 @patch
@@ -206,7 +250,7 @@ def _begin(self:Lane, claims):
 @patch
 def _ended(self:Lane, acks, refused):
     "Tell whoever waits, now that the ends are durable"
-    plain = not (refused or self.waiting or self.known.held or listening())
+    plain = not (refused or self.waiting or self.watched or self.known.held or listening())
     for a in acks:
         c = a.claim
         if plain and self.hand.get(c.id) is a: del self.hand[c.id]; continue
@@ -226,6 +270,7 @@ def _let_go(self:Lane, c, told=True):
     if a and a.claim.fence==c.fence: del self.hand[c.id]
     if told and self.waiting:
         for f in self.waiting.pop(c.id, ()): f()
+    if self.watched: self.nudge(c.id)
 
 # %% ../nbs/11_lane.ipynb #2c48b377
 @patch
@@ -259,13 +304,14 @@ def end(self:Lane,
 )->str: # When it ended, as `to_iso` gives it; None if it was interrupted
     "Hand the outcome to the next turn"
     if self.here: self.here.unmark(a.slot, keep)
+    if a.job is not None: a.job.ending = True           # what it said last is written with its end
     if out.how=='interrupted': return self.back.append(a.claim)
     name,now,a.took = a.task.name,self.clock(),took_s
     m = self.means.get(name)
     self.means[name] = took_s if m is None else .8*m+.2*took_s
     self.lately.add(name)
     a.ended,a.result = to_iso(now),out.result
-    if out.how!='returned' or out.error: a.ack = settle(a.claim, out, a.began, now)
+    if out.how!='returned' or out.error: a.ack = settle(a.claim, out, a.began, now, a.task)
     self.acks.append(a)
     return a.ended
 
@@ -287,6 +333,14 @@ def forget(self:Lane,
     fs = self.waiting.get(job_id)
     if fs and f in fs: fs.remove(f)
     if not fs: self.waiting.pop(job_id, None)
+
+# %% ../nbs/11_lane.ipynb #78693fab
+@patch
+def nudge(self:Lane,
+    job_id:str, # A job whose row has changed
+):
+    "Have whoever watches the job look at it"
+    if f := self.watched.pop(job_id, None): f(job_id)
 
 # %% ../nbs/11_lane.ipynb #807ee4d5
 _lanes,_opening,_lanes_lock = {},{},threading.Lock()   # by real path; `:memory:` by connection

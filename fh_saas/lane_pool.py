@@ -88,6 +88,7 @@ def rename(self:LanePool,
     if new in self.entries: self.drop(new)
     e = self.entries[new] = self.entries.pop(id)
     e.id = new
+    if e.lane: e.lane.tenant = new
     for o in self.sick,self.open,self.marks:
         if id in o: o[new] = o.pop(id)
 
@@ -121,7 +122,7 @@ def lane(self:LanePool,
         lane = self.opener(e)
         self.here.note(lane.name)
         if e.lane is not lane: lane.weight,lane.max_running,lane.vtime,lane.opened_at = e.weight,e.max_running,e.vtime,self.mono()
-        e.lane,self.open[id],e.looked_at = lane,e,self.mono()
+        e.lane,self.open[id],e.looked_at,lane.tenant = lane,e,self.mono(),id
     except StoreError as x: self._failed(e, str(x)); raise
     finally:
         with self._lock: self._opening -= 1

@@ -21,10 +21,15 @@ def is_plain(
     "Whether JSON carries `v` exactly. Raises `RecursionError` if `v` contains itself"
     t = type(v)
     if t in _atoms: return True
-    if t is float: return math.isfinite(v)
-    if t is list: return all(is_plain(o) for o in v)
-    if t is dict: return all(type(k) is str and is_plain(o) for k,o in v.items())
-    return False
+    if t is dict:
+        for k,o in v.items():
+            if type(k) is not str or type(o) not in _atoms and not is_plain(o): return False
+        return True
+    if t is list:
+        for o in v:
+            if type(o) not in _atoms and not is_plain(o): return False
+        return True
+    return t is float and math.isfinite(v)
 
 # %% ../nbs/03_payload.ipynb #13906933
 def _same(a, b):
@@ -83,6 +88,9 @@ def dump_kwargs(
 )->tuple: # (JSON text, JSON list of the names that were converted or None)
     """Arguments as JSON text. Raises `TypeError` naming a parameter that cannot be carried, `ValueError` if the text is
     longer than `limit`"""
+    try:
+        if is_plain(kwargs): return _encode(kwargs, limit),None
+    except RecursionError: pass           # below, it is found out whose fault that is
     typed,data = [],kwargs
     for k,v in kwargs.items():
         try: plain = is_plain(v)

@@ -22,9 +22,10 @@ from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
 from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedules_of
-from .store.base import DUE, HANDED, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
+from .store.base import DUE, FINAL, HANDED, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .tasks import Known, check_tries, register, task
 from .telemetry import emit, listening
+from .waiting import check_timeout, waits
 
 # %% ../nbs/20_utils_bgtsk.ipynb #c7f1e496
 _all_ = ['StoreBusy', 'StoreError', 'task']
@@ -211,6 +212,7 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
     return job
 
 def _text(s):
+    if type(s) is str and s.isascii(): return s
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
     return str.__str__(s)     # an enum's own `str` gives its name
 
@@ -253,13 +255,15 @@ def _in_write(self:BackgroundTaskManager):
 @patch
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
+    if lane.store.freed: lane._freed(0)       # a parent was over already
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
+    due = DUE in [o.ready for o in jobs]
     if self.worker:
         w = self._serve(lane)
-        if any(o.ready==DUE for o in jobs): lane.news = True; w.kick(lane)
+        if due: lane.news = True; w.kick(lane)
         elif lane.due_at is not None: lane.due_at = min(lane.due_at, self.clock()+self.handoff)
-    if ring and lane.here and any(o.ready==DUE for o in jobs): lane.here.ring(lane.name)
+    if due and ring and lane.here: lane.here.ring(lane.name)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #4c295e1c
 @patch
@@ -424,6 +428,65 @@ async def alist_jobs(self:BackgroundTaskManager,
 )->list: # `TenantJob`s, newest first
     "`list_jobs` without holding up the loop"
     return await asyncio.to_thread(self.list_jobs, job_type, status, limit)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #02b2edf8
+@patch
+def wait(self:BackgroundTaskManager,
+    job_id:str, # The job's id
+    timeout:float=None, # Longest time to wait, in seconds; None for ever
+)->TenantJob: # The job at its end
+    """Wait until a job is completed, failed or cancelled. Raises `TimeoutError` if it is not by then, `JobNotFound` if there is none, or none any
+    more; `RuntimeError` on a running event loop"""
+    if asyncio._get_running_loop(): raise RuntimeError('wait() would hold up the event loop; use `await manager.await_job(…)`')
+    timeout = check_timeout(timeout)
+    if (job := self._before_wait(job_id)).status in FINAL: return job
+    got,ended = [],threading.Event()
+    def tell(o): got.append(o); ended.set()
+    using = self._using
+    waits.add(using, job_id, tell)
+    try: ended.wait(timeout)
+    finally: waits.remove(using, job_id, tell)
+    return self._waited(got[0] if got else self.get_job(job_id), job_id, timeout)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #d848d2f2
+@patch
+async def await_job(self:BackgroundTaskManager,
+    job_id:str, # The job's id
+    timeout:float=None, # Longest time to wait, in seconds; None for ever
+)->TenantJob: # The job at its end
+    "`wait` without holding up the loop. Cancelling it leaves the job alone"
+    timeout = check_timeout(timeout)
+    if (job := await asyncio.to_thread(self._before_wait, job_id)).status in FINAL: return job
+    loop = asyncio.get_running_loop()
+    ended,using = loop.create_future(),self._using
+    def tell(o):
+        try: loop.call_soon_threadsafe(lambda: ended.done() or ended.set_result(o))
+        except RuntimeError: pass          # that loop has ended meanwhile
+    waits.add(using, job_id, tell)
+    try: await asyncio.wait([ended], timeout=timeout)
+    finally: waits.remove(using, job_id, tell)
+    return self._waited(ended.result() if ended.done() else await self.aget_job(job_id), job_id, timeout)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #8ba3dcb9
+@patch
+def _before_wait(self:BackgroundTaskManager, job_id):
+    "The job as it is; whoever waits for it does not return its BackgroundTask, so its grace is over"
+    job = self.get_job(job_id)
+    if self.worker and job.status=='pending':
+        with self._using() as lane:
+            if job.ready==HANDED: lane.handed.append(job.id)
+            self._serve(lane).kick(lane)
+    return job
+
+@patch
+def _waited(self:BackgroundTaskManager, o, job_id, timeout):
+    "What came of it: a job, its row, None if it is gone, or an exception"
+    if isinstance(o, Exception): raise o
+    if o is None: raise JobNotFound(f'job {job_id!r} is no longer in {self._open.name}')
+    job = o if isinstance(o, TenantJob) else _job(o)
+    if job.status in FINAL: return job
+    due = f', due at {job.run_at}' if job.status=='pending' and job.run_at else ''
+    raise TimeoutError(f'job {job_id} ({job.job_type}) is still {job.status}{due} after {timeout:g} s')
 
 # %% ../nbs/20_utils_bgtsk.ipynb #81dee829
 class Transaction:

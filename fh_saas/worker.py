@@ -14,7 +14,7 @@ from .async_pool import AsyncPool
 from .children import children, run_attempt
 from .executor import call
 from .lane import Lane
-from .maintenance import heartbeat, release_lost, rescue
+from .maintenance import heartbeat, mend, release_lost, rescue
 from .presence import Presence
 from .shares import Line, Ready
 from .telemetry import log
@@ -269,7 +269,7 @@ def _spell(self:Worker, lane):
             except IndexError: break
             spell[1],spell[2] = t,a
             lane.start(a, at, slot)            # one begins when the one before has ended, and takes over its mark
-            slot,out = a.slot,call(a.task, a.claim)
+            slot,out = a.slot,call(a.task, a.claim, a)
             t,began = time.monotonic(),t
             at = lane.end(a, out, t-began, keep=True)
             if t>end or not lane.small or self.todo and not self.idle: break
@@ -462,6 +462,7 @@ def _care(self:Worker, lane, beat):
     if beat:
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
+        mend(lane)
     lane._look_ahead()                            # jobs for later that other processes submitted
     if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
 

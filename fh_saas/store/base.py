@@ -201,6 +201,7 @@ def check_read(
     assert ids('a')==['4','2','0'] and ids(None, 'completed')==['0'] and ids(None, 'pending')==list('54321')
     assert ids('a', 'pending')==['4','2'] and ids("a' or 1=1 --")==[]
     assert store.get('nope') is None and store.unfinished()
+    assert store.statuses(['0','5','nope'])=={'0':'completed', '5':'pending'}
 
 # %% ../../nbs/store/00_base.ipynb #bc9b85f4
 checks = [check_claim, check_ack, check_return, check_rescue, check_read]

@@ -7,10 +7,12 @@ __all__ = ['SqliteStore', 'crashed']
 
 # %% ../../nbs/store/02_sqlite.ipynb #86abf8e0
 import apsw, msgspec
+from collections import deque
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
 from ..retry import backoff
-from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES, StoreError
+from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES, StoreError, StoreMoved
+from .flow import any_waits, forgotten, let_go, put_waiting, wait_again
 from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
 
@@ -19,21 +21,26 @@ _NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','re
 _INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict(id) do nothing"   # a commit that was cut short may be made again
 _new = attrgetter(*_NEW)
 
+_INSERT_ALL = _INSERT.replace(') values(', ',parents,on_failed) values(').replace(',?) on', ',?,?,?) on')
+_new_all = attrgetter(*_NEW, 'parents', 'on_failed')
+
 class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
+    freed,now = (),None     # `Freed`s: what ends of jobs did to their children, for the lane to make known; the lane's clock
     def insert(self,
         jobs:list, # `NewJob`s
         wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
     )->bool: # Whether this thread made the commit; one doorbell for each commit is enough
-        "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`"
+        "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`; `ValueError` if one waits for a job that does not exist"
+        if any([o.parents for o in jobs]): return self._insert_waiting(jobs, wait_s)
         return self.insert_rows(_INSERT, [_new(o) for o in jobs], wait_s)
 
     def insert_into(self,
         conn, # A connection inside a transaction of the caller's
         jobs:list, # `NewJob`s
     ):
-        "Add the jobs to somebody else's transaction"
-        try: conn.executemany(_INSERT, [_new(o) for o in jobs])
+        "Add the jobs to somebody else's transaction. Raises as `insert` does"
+        try: self._put(conn, jobs) if any([o.parents for o in jobs]) else conn.executemany(_INSERT, [_new(o) for o in jobs])
         except apsw.Error as e: raise store_error(e, self.path) from e
 
     @property
@@ -43,6 +50,21 @@ class SqliteStore(SqliteFile):
         "Rows that one statement changed"
         self._c.execute(sql, args).fetchall()
         return self._c.changes()
+
+# %% ../../nbs/store/02_sqlite.ipynb #0fd88cd1
+@patch
+def _insert_waiting(self:SqliteStore, jobs, wait_s):
+    if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
+    with self.writing(wait_s) as c: self._put(c, jobs)
+    return True
+
+@patch
+def _put(self:SqliteStore, conn, jobs):
+    self._freed(put_waiting(conn, jobs, lambda js: conn.executemany(_INSERT_ALL, [_new_all(o) for o in js])))
+
+@patch
+def _freed(self:SqliteStore, got):
+    if got: self.__dict__.setdefault('freed', deque()).append(got)
 
 # %% ../../nbs/store/02_sqlite.ipynb #a20d735a
 _COLS = 'job_type,task,payload,typed,retry_count,max_retries,priority,run_at,queue,limit_key,timeout_s,backoff'
@@ -55,7 +77,7 @@ _CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE
     where task in (select value from json_each(?)) limit ?) {_GOT}'''
 _CLAIM_PARKED = _TAKE+'''rowid in (select rowid from tenant_jobs indexed by tj_parked where ready=2
     and task in (select value from json_each(?)) limit ?) '''+_GOT
-_CLAIM_ONE = _TAKE+"id=? and status='pending' "+_GOT
+_CLAIM_ONE = _TAKE+"id=? and status='pending' and ready is not 4 "+_GOT
 
 # %% ../../nbs/store/02_sqlite.ipynb #ae94632e
 @patch
@@ -118,7 +140,7 @@ def claim_one(self:SqliteStore,
     id:str, # Which job
     lease_until:str, # How long the claim holds unless renewed
 )->Claim: # None if it is not pending
-    "Take one job, due or not, inside `writing()`"
+    "Take one job, due or not, unless it waits for its parents; inside `writing()`"
     rows = self._do(_CLAIM_ONE, (owner, now, id))
     if rows: self.renew(owner, lease_until)
     return Claim(*rows[0]) if rows else None
@@ -170,7 +192,13 @@ def complete(self:SqliteStore,
 
 @patch
 def _held(self:SqliteStore, sql, rows):
-    "Run `sql` for each row of arguments; the places of those that changed nothing"
+    "Run `sql` for each row of arguments, and free those who waited for the jobs; the places of those that changed nothing"
+    lost = self._change(sql, rows)
+    if rows and any_waits(self._c): self.over([o[-2] for o in rows])
+    return lost
+
+@patch
+def _change(self:SqliteStore, sql, rows):
     if not rows: return []
     if len(rows)==1: return [] if self._count(sql, rows[0]) else [0]
     c = self._c
@@ -352,6 +380,53 @@ def crashed(
 
 def _later(now, s): return to_iso(from_iso(now)+s)
 
+# %% ../../nbs/store/02_sqlite.ipynb #327eb4c8
+@patch
+def over(self:SqliteStore,
+    ids:list, # Jobs that may be over
+    now:str=None, # The time; None for the time of the lane, or where there is none for when the last of them ended
+    conn=None, # A connection inside the transaction that ended them; None for this store's own, inside `writing()`
+):
+    "Free those who waited for these jobs alone, and end those who cannot run without them"
+    self._freed(let_go(conn or self._c, ids, now or self.now and self.now()))
+
+@patch
+def link_again(self:SqliteStore,
+    ids:list, # Jobs that were made pending by hand
+)->list: # The parents for which they wait now; give them to `over` when all that is to be tried again is pending
+    "Have jobs wait again for those of their parents that have not completed, inside `writing()`"
+    return wait_again(self._c, ids)
+
+@patch
+def mend(self:SqliteStore,
+    wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
+)->int: # How many such parents there were among the few hundred that were looked at
+    "Free the children of parents that were ended by a version of this package which does not know of children"
+    late,self._mended = forgotten(self, getattr(self, '_mended', ''))
+    if late:
+        with self.writing(wait_s): self.over(late)
+    return len(late)
+
+# %% ../../nbs/store/02_sqlite.ipynb #f113cd46
+_KIDS = '''select c.* from tenant_jobs p cross join tenant_jobs c on c.rowid>p.rowid
+    where p.id=?1 and c.parents is not null and instr(c.parents,?2) order by c.rowid limit ?3'''
+_FOLKS = '''select p.* from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value where c.id=? order by v.key'''
+
+@patch
+def children(self:SqliteStore,
+    id:str, # Job id
+    limit:int=100, # At most so many
+)->list: # Dicts of column values, in the order in which they were submitted
+    "Those that wait, or waited, for a job. Reads the jobs submitted after it"
+    return self._rows(_KIDS, (id, _json(id), limit))
+
+@patch
+def parents(self:SqliteStore,
+    id:str, # Job id
+)->list: # Dicts of column values, in the order in which they were named
+    "Those for which a job waits, or waited"
+    return self._rows(_FOLKS, (id,))
+
 # %% ../../nbs/store/02_sqlite.ipynb #9f62a46d
 _ADOPT = """update tenant_jobs set task=?, run_at=?, retry_count=coalesce(retry_count,0), max_retries=coalesce(max_retries,3),
     fence=coalesce(fence,0), priority=coalesce(priority,0), ready=case status when 'pending' then 1 end
@@ -386,11 +461,14 @@ def retry_failed(self:SqliteStore,
     since:str=None, # Only jobs that failed then or later; None for all
 )->int: # How many are pending again
     "Make failed jobs due, as if they had never been tried"
-    n = 0
+    n,folks = 0,[]
     while True:
-        with self.writing(): k = self._count(_AGAIN, (now, job_type, error_contains, since))
-        n += k
-        if k<200: return n
+        with self.writing():
+            rows = self._do(_AGAIN+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
+            if kids := [o for o, in rows if o]: folks += self.link_again(kids)
+            if len(rows)<200 and folks: self.over(folks, now)
+        n += len(rows)
+        if len(rows)<200: return n
 
 @patch
 def discard(self:SqliteStore,
@@ -399,9 +477,12 @@ def discard(self:SqliteStore,
     why:str, # For the error_log
 )->int: # How many were cancelled
     "Cancel jobs that wait, or that a claim of an earlier time holds"
-    with self.writing(): return self._count("""update tenant_jobs set status='cancelled', ready=null, run_at=null, owner=null, completed_at=?,
-        error_log=coalesce(error_log||char(10),'')||? where status in ('pending','running') and (?3 is null or id in (select value from json_each(?3)))""",
-        (now, why, None if ids is None else _json(ids)))
+    with self.writing() as c:
+        rows = self._do("""update tenant_jobs set status='cancelled', ready=null, run_at=null, owner=null, completed_at=?,
+            error_log=coalesce(error_log||char(10),'')||? where status in ('pending','running') and (?3 is null or id in (select value from json_each(?3))) returning id""",
+            (now, why, None if ids is None else _json(ids)))
+        if any_waits(c): self.over([o for o, in rows], now)
+    return len(rows)
 
 # %% ../../nbs/store/02_sqlite.ipynb #6b1563f5
 @patch
@@ -410,6 +491,13 @@ def get(self:SqliteStore,
 )->dict: # Column values by name; None if there is no such job
     "One row"
     return next(iter(self._rows('select * from tenant_jobs where id=?', (id,))), None)
+
+@patch
+def statuses(self:SqliteStore,
+    ids:list, # Job ids
+)->dict: # Status by id; those that are not there are left out
+    "How jobs are doing"
+    return dict(self.read('select id,status from tenant_jobs where id in (select value from json_each(?))', (_json(ids),)))
 
 @patch
 def _rows(self:SqliteStore, sql, args):
@@ -443,4 +531,5 @@ def unfinished(self:SqliteStore)->bool:
         select 1 from (select 1 from tenant_jobs indexed by tj_later where ready<=0 limit 1) union all
         select 1 from (select 1 from tenant_jobs indexed by tj_parked where ready=2 limit 1) union all
         select 1 from (select 1 from tenant_jobs indexed by tj_held where ready=3 limit 1) union all
+        select 1 from (select 1 from tenant_job_parents limit 1) union all
         select 1 from (select 1 from tenant_workers limit 1)'''))

@@ -78,7 +78,7 @@ def _version(conn, key='schema'):
 class _Conn:
     "One connection with its lock and the deadline of whoever holds it"
     def __init__(self, path, conn=None, create=False):
-        self.path,self.lock,self.deadline,self.wait_s,self.waiting = path,threading.RLock(),0.,0.,False
+        self.path,self.lock,self.deadline,self.waiting = path,threading.RLock(),0.,False
         self.conn = conn or connect(path, create)
         if not conn: self.conn.set_busy_handler(self._again)
 
@@ -137,7 +137,7 @@ def use(self:_Conn, wait_s=5.):
     if not self.lock.acquire(timeout=max(wait_s, 0)):
         raise StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s')
     try:
-        self.deadline,self.wait_s = end,wait_s
+        self.deadline = end
         yield self.conn
     except apsw.Error as e: raise store_error(e, self.path, wait_s) from e
     finally:
@@ -345,8 +345,7 @@ class _Op:
     "Rows that wait for a commit; `woken` is released when they are done, or when it is for their thread to commit"
     __slots__ = ('sql','rows','woken','done','error','leads')
     def __init__(self, sql, rows):
-        self.sql,self.rows,self.done,self.error,self.leads = sql,rows,False,None,False
-        self.woken = threading.Lock(); self.woken.acquire()
+        self.sql,self.rows,self.woken,self.done,self.error,self.leads = sql,rows,None,False,None,False
 
 @patch
 def insert_rows(self:SqliteFile,
@@ -356,13 +355,28 @@ def insert_rows(self:SqliteFile,
 )->bool: # Whether this thread made the commit; if not, another one did for both
     "Insert all the rows or none; durable when it returns. Raises `StoreBusy` or `StoreError`"
     wait_s = self.wait_s if wait_s is None else wait_s
-    end,op = time.monotonic()+wait_s,_Op(sql, rows)
-    with self._qlock:
-        lead,self._leading = not self._leading,True
-        op.leads = lead
-        if not lead: self._queue.append(op)
+    with self._qlock: op,self._leading = self._line_up(sql, rows) if self._leading else None,True
+    if op is None and self._last==1==len(rows) and not self.memory: return self._alone(sql, rows[0], wait_s)
+    end = time.monotonic()+wait_s
+    if op: self._wait(op, wait_s)
+    else: op = _Op(sql, rows)
+    if leads := not op.done: self._lead(op, end)
+    if op.error: raise op.error
+    return leads
+
+@patch
+def _line_up(self:SqliteFile, sql, rows):
+    op = _Op(sql, rows)
+    op.woken = threading.Lock()
+    op.woken.acquire()
+    self._queue.append(op)
+    return op
+
+@patch
+def _wait(self:SqliteFile, op, wait_s):
+    "Wait until `op` is done, or leads"
     try:
-        if not lead and not op.woken.acquire(timeout=max(wait_s, 0)) and self._withdraw(op):
+        if not op.woken.acquire(timeout=max(wait_s, 0)) and self._withdraw(op):
             raise StoreBusy(f'{self.path} stayed locked for {wait_s:.2g} s')
     except StoreBusy: raise
     except BaseException:                    # a signal's exception while waiting: do not leave with the lead
@@ -370,9 +384,6 @@ def insert_rows(self:SqliteFile,
             if op in self._queue: self._queue.remove(op)
         if op.leads and not op.done: self._pass_on([op])
         raise
-    if leads := not op.done: self._lead(op, max(0., end-time.monotonic()))
-    if op.error: raise op.error
-    return leads
 
 @patch
 def _withdraw(self:SqliteFile, op):
@@ -384,51 +395,56 @@ def _withdraw(self:SqliteFile, op):
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #860ebc20
 @patch
-def _lead(self:SqliteFile, op, left_s):
+def _lead(self:SqliteFile, op, end):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"
     ops,stop = [op],None
     try:
-        self._gather()
-        if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
-        if len(op.rows)==1 and not self._queue and not self.memory: self._alone(op, left_s)
-        else:
-            with self.writing(left_s) as c:
-                with self._qlock: ops,self._queue = ops+self._queue,[]
-                for o in ops: c.executemany(o.sql, o.rows)
+        if self._last>1: self._gather()
+        self._check_moved()
+        with self.writing(max(0., end-time.monotonic())) as c:
+            with self._qlock: ops,self._queue = ops+self._queue,[]
+            for o in ops: c.executemany(o.sql, o.rows)
     except BaseException as e:
-        if len(ops)>1: self._each(ops, left_s)
+        if len(ops)>1: self._each(ops, end)
         else: op.error = e
         if not isinstance(e, Exception): stop = e      # a signal's exception is for this thread, whatever became of the rows
     finally: self._pass_on(ops)
     if stop: raise stop
 
 @patch
+def _check_moved(self:SqliteFile):
+    if not self.memory and self.inode!=_inode(self.path): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
+
+@patch
 def _gather(self:SqliteFile, wait_s=.0003):
     "Where several committed together a moment ago, give them a moment to come back: one commit more costs more than that"
-    if self._last==1: return
     end = time.perf_counter()+wait_s
     while len(self._queue)+1<self._last and time.perf_counter()<end: time.sleep(.00001)
 
 @patch
-def _alone(self:SqliteFile, op, left_s):
+def _alone(self:SqliteFile, sql, row, wait_s):
     "One row and nobody behind it: the statement is its own transaction"
     w = self._writer
-    if not w.lock.acquire(timeout=left_s): raise StoreBusy(f'{self.path} was in use by another thread of this process for {left_s:.2g} s')
     try:
-        w.deadline,w.wait_s = time.monotonic()+left_s,left_s
-        if not self._full: self._set_full(True)
-        w.conn.execute(op.sql, op.rows[0])
-    except apsw.Error as e: raise store_error(e, self.path, left_s) from e
-    finally:
-        w.waiting = False
-        w.lock.release()
+        self._check_moved()
+        if not w.lock.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s')
+        try:
+            w.deadline = time.monotonic()+wait_s
+            if not self._full: self._set_full(True)
+            w.conn.execute(sql, row)
+        except apsw.Error as e: raise store_error(e, self.path, wait_s) from e
+        finally:
+            w.waiting = False
+            w.lock.release()
+    finally: self._pass_on(())
+    return True
 
 @patch
-def _each(self:SqliteFile, ops, left_s):
+def _each(self:SqliteFile, ops, end):
     for o in ops: o.error = StoreError(f'{self.path}: the commit was cut short')
     for o in ops:
         try:
-            with self.writing(left_s) as c: c.executemany(o.sql, o.rows)
+            with self.writing(max(0., end-time.monotonic())) as c: c.executemany(o.sql, o.rows)
             o.error = None
         except BaseException as e: o.error = e
 
@@ -436,6 +452,8 @@ def _each(self:SqliteFile, ops, left_s):
 def _pass_on(self:SqliteFile, ops):
     "Tell `ops` that they are done, and the first that still waits that it leads now"
     with self._qlock:
-        for o in ops: o.done = True; o.woken.release()
-        self._last,self._leading = len(ops),bool(self._queue)
+        for o in ops:
+            o.done = True
+            if o.woken: o.woken.release()
+        self._last,self._leading = len(ops) or 1,bool(self._queue)
         if self._queue: op = self._queue.pop(0); op.leads = True; op.woken.release()

@@ -1,0 +1,269 @@
+"What a task can ask and tell about its job: JobContext and current_job()"
+from __future__ import annotations
+import asyncio, json, threading
+from typing import Optional, TYPE_CHECKING
+
+import pytest
+from fh_saas.context import JobContext, current_job
+from fh_saas.tenants import Tenants
+from util import done, until
+if TYPE_CHECKING: from fh_saas.context import JobContext as OnlyForTypes
+
+# --- who am I
+
+def facts(j): return [j.id, j.job_type, j.tenant, j.attempt, j.max_retries]
+def by_class(x, job:JobContext): return facts(job)
+def optional(x, *, ctx:Optional[JobContext]=None): return facts(ctx)
+def in_text(x, me:"JobContext | None"): return facts(me)
+def by_hand(x): return facts(current_job())
+def in_kw(job:JobContext, **kw): return facts(job)
+async def aclass(x, job:JobContext): return facts(job)
+async def ahand(x):
+    async def sub(): return facts(current_job())
+    a,b = await asyncio.gather(sub(), asyncio.to_thread(lambda: facts(current_job())))
+    assert a==b==facts(current_job())
+    return a
+
+@pytest.mark.parametrize('f', [by_class, optional, in_text, by_hand, in_kw, aclass, ahand])
+@pytest.mark.parametrize('worker', [True, False])
+def test_who(t, f, worker):
+    "By annotation under any name, or by current_job(); run by the worker and called by hand"
+    m = t.mgr(worker=worker, handoff=0)
+    id,bg = m.submit('w', f, x=1)
+    if not worker: bg.func(*bg.args, **bg.kwargs)
+    assert json.loads(done(m, id).result)==[id, 'w', None, 1, 3]
+
+def flaky(job:JobContext):
+    if job.attempt<3: raise ValueError(job.attempt)
+    return job.attempt
+
+def test_attempt(t):
+    "Attempts are counted from 1"
+    now = [1e9]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    id,_ = m.submit('f', flaky)
+    for i in range(3): now[0] += 100; m.run_due()
+    assert m.get_job(id).result=='3'
+
+def test_outside(t):
+    "Outside a job: an error that says so, or the default; a job that ended leaves nothing behind in the thread"
+    with pytest.raises(RuntimeError, match='no job runs here'): current_job()
+    m = t.mgr(worker=False)
+    _,bg = m.submit('w', by_hand, x=1)
+    bg.func(*bg.args)
+    assert current_job(None) is None
+
+def test_not_an_argument(t):
+    "The parameter is not the submitter's to give, and the others are still checked"
+    m = t.mgr(worker=False)
+    with pytest.raises(TypeError, match="'job' is the JobContext"): m.submit('w', by_class, x=1, job=None)
+    with pytest.raises(TypeError, match="needs 'x'"): m.submit('w', by_class)
+    assert not m.list_jobs()
+
+def test_many_at_once(t):
+    "Each of many jobs at once, sync and async, sees its own"
+    def look(x): return current_job().id
+    async def alook(x):
+        a = current_job().id
+        await asyncio.sleep(0)
+        return [a, current_job().id]
+    m = t.mgr()
+    ids,aids = m.submit_many('s', look, [dict(x=i) for i in range(300)]),m.submit_many('a', alook, [dict(x=i) for i in range(300)])
+    until(lambda: len(m.list_jobs(status='completed', limit=1000))==600)
+    for i in ids: assert json.loads(m.get_job(i).result)==i
+    for i in aids: assert json.loads(m.get_job(i).result)==[i,i]
+
+def test_tenant(tmp_path):
+    "Under Tenants the job knows whose it is, also after a rename"
+    ts = Tenants(tmp_path, tasks=[by_class], handoff=0)
+    try:
+        a = ts.create('acme')
+        id,_ = a.jobs.submit('w', by_class, x=1)
+        assert json.loads(done(a.jobs, id).result)[2]=='acme'
+    finally: ts.close()
+
+def test_other_threads(t):
+    "A thread that was started without the context sees no job"
+    got = []
+    def f():
+        th = threading.Thread(target=lambda: got.append(current_job(None))); th.start(); th.join()
+    m = t.mgr(worker=False)
+    _,bg = m.submit('w', f)
+    bg.func(*bg.args)
+    assert got==[None]
+
+# --- progress, log, cursor
+
+from fh_saas.context import Cancelled, LostClaim
+from fh_saas.lane import Lane
+from util import process, run_py
+import work
+
+def counts(n, job:JobContext):
+    for i in range(n): job.progress(i+1, n, f'row {i+1}')
+    job.log(f'{n} rows')
+async def acounts(n, job:JobContext): counts(n, job)
+
+def writes(m): return m._lane.store._writer.conn.total_changes()
+
+@pytest.mark.parametrize('f', [counts, acounts])
+@pytest.mark.parametrize('worker', [True, False])
+def test_last_progress_arrives(t, f, worker):
+    "Twenty thousand reports cost a few writes, and the last one is there as soon as the job is completed"
+    m = t.mgr(worker=worker, handoff=0)
+    n = writes(m)
+    id,bg = m.submit('p', f, n=20000)
+    if not worker: bg.func(*bg.args)
+    j = done(m, id)
+    p = json.loads(j.progress)
+    assert (p['done'],p['total'],p['message'])==(20000, 20000, 'row 20000') and j.log.endswith('20000 rows')
+    assert writes(m)-n<40
+
+def test_progress_is_seen_while_it_runs(t):
+    "The last value is seen soon, without anything else happening"
+    go = threading.Event()
+    def f(job:JobContext):
+        for i in range(5): job.progress(i)
+        go.wait(20)
+    m = t.mgr(handoff=0)
+    id,_ = m.submit('p', f)
+    until(lambda: '"done":4' in (m.get_job(id).progress or ''), 10)
+    assert m.get_job(id).status=='running'
+    go.set(); done(m, id)
+
+def test_progress_of_many(t):
+    "A hundred async jobs that report at once share their writes"
+    async def f(i, job:JobContext):
+        for k in range(10): job.progress(k, 10); await asyncio.sleep(.001)
+        job.log(str(i))
+    m = t.mgr(handoff=0)
+    ids = m.submit_many('p', f, [dict(i=i) for i in range(100)])
+    for i,id in enumerate(ids): j = done(m, id); assert json.loads(j.progress)['done']==9 and j.log.endswith(f' {i}')
+
+def notes_fail(job:JobContext):
+    job.progress(7); job.log(f'attempt {job.attempt}'); job.cursor = [job.attempt, job.cursor]
+    if job.attempt<3: raise ValueError('no')
+
+def test_notes_of_failed_attempts(t):
+    "They are written with the failure, and the next attempt goes on from them"
+    now = [1e9]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    id,_ = m.submit('n', notes_fail)
+    for i in range(3): now[0] += 100; m.run_due()
+    j = m.get_job(id)
+    assert j.status=='completed' and json.loads(j.cursor)==[3,[2,[1,None]]]
+    assert [o.split(' ', 1)[1] for o in j.log.splitlines()]==['attempt 1','attempt 2','attempt 3']
+
+KILLED = '''
+from fh_saas.context import JobContext
+def rows(n, job:JobContext):
+    start = job.cursor or 0
+    job.log(f'from {start}')
+    for i in range(start, n):
+        say(folder, 'row', i)
+        job.cursor = i+1
+        job.progress(i+1, n)
+        if i==500 and not is_open(folder, 'safe'):
+            while db.q('select cursor from tenant_jobs')[0]['cursor']!='501': time.sleep(.01)
+            os.kill(os.getpid(), 9)
+    return start
+m = mgr(tasks={'rows':rows}, handoff=0)
+'''
+def test_cursor_survives_kill(t):
+    "kill -9: the next process goes on where the cursor was last written, and keeps the log"
+    run_py(t, KILLED+"m.submit('r', rows, n=1000); time.sleep(30)", rc=-9)
+    m = t.look()
+    job, = m.list_jobs()
+    assert (job.status,job.cursor)==('running','501')
+    t.go('safe')
+    with process(t, KILLED+'m.run()'):
+        j = done(m, job.id)
+    assert (j.result,j.retry_count,json.loads(j.progress)['done'])==('501', 1, 1000)
+    assert [o.split(' ', 1)[1] for o in j.log.splitlines()]==['from 0','from 501']
+    assert [int(o[2]) for o in t.log('row')]==list(range(1000))
+
+def test_notes_wait_for_a_locked_file(t):
+    "What could not be written waits for the lock, and nothing of it is lost"
+    go,said = threading.Event(),threading.Event()
+    def f(job:JobContext):
+        go.wait(20); job.progress(1); job.log('one'); job.cursor = 1; said.set()
+    m,other = t.mgr(handoff=0),t.db()
+    id,_ = m.submit('n', f)
+    until(lambda: m.get_job(id).status=='running')
+    other.conn.execute('begin immediate')
+    go.set(); said.wait(20)
+    until(lambda: m._lane.pauses)
+    other.conn.execute('rollback')
+    j = done(m, id)
+    assert json.loads(j.progress)['done']==1 and j.log.endswith(' one') and j.cursor=='1'
+
+def test_lost_claim(t):
+    "An attempt whose job was taken over changes nothing more; check() tells it, and a catch-all does not hide that"
+    go,got = threading.Event(),[]
+    def f(job:JobContext):
+        job.log('mine')
+        go.wait(20)
+        job.progress(99); job.cursor = 'mine'
+        until(lambda: job.cancelled)
+        try:
+            try: job.check()
+            except Exception: got.append('hidden')
+        except LostClaim as e: got.append(e); raise
+    m = t.mgr(handoff=0)
+    id,_ = m.submit('l', f)
+    until(lambda: m.get_job(id).log)
+    m.db.q("update tenant_jobs set fence=fence+1, owner='other'")      # as another process would claim it
+    go.set()
+    until(lambda: got and not m._lane.hand)
+    j = m.get_job(id)
+    assert isinstance(got[0], LostClaim) and (j.status,j.owner,j.progress,j.cursor)==('running','other',None,None)
+
+def test_told_to_end(t):
+    "check() and `cancelled` follow what the attempt is told"
+    go,got = threading.Event(),[]
+    def f(job:JobContext):
+        got.append(job.cancelled); go.wait(20)
+        while not job.cancelled: job.check()
+        job.check()
+    m = t.mgr(handoff=0)
+    id,_ = m.submit('c', f)
+    until(lambda: got)
+    a, = m._lane.hand.values()
+    a.stop = 'cancelled'
+    go.set()
+    until(lambda: m.get_job(id).error_log)
+    assert got==[False] and 'Cancelled' in m.get_job(id).error_log
+
+@pytest.mark.parametrize('call,error', [
+    (lambda j: j.progress('1'), TypeError), (lambda j: j.progress(True), TypeError), (lambda j: j.progress(-1), ValueError),
+    (lambda j: j.progress(float('nan')), ValueError), (lambda j: j.progress(1, float('inf')), ValueError), (lambda j: j.progress(1, 2, 3), TypeError),
+    (lambda j: j.log(b'x'), TypeError), (lambda j: setattr(j, 'cursor', object()), TypeError), (lambda j: setattr(j, 'cursor', float('nan')), TypeError)])
+def test_bad_notes(t, call, error):
+    "A wrong value is an error there and then, and nothing of it is stored"
+    def f(job:JobContext):
+        with pytest.raises(error): call(job)
+    m = t.mgr(worker=False)
+    id,bg = m.submit('b', f)
+    bg.func(*bg.args)
+    j = m.get_job(id)
+    assert (j.status,j.progress,j.log,j.cursor)==('completed',None,None,None)
+
+def test_odd_text(t):
+    "Half a surrogate pair, NUL and a megabyte: the log takes them all and keeps its size"
+    def f(job:JobContext):
+        job.log('a\ud800b\0c'); job.progress(1, message='\ud800'*1000)
+        for i in range(40): job.log('é'*10**6)
+    m = t.mgr(worker=False)
+    id,bg = m.submit('o', f)
+    bg.func(*bg.args)
+    j = m.get_job(id)
+    assert j.status=='completed' and len(j.log.encode())<=2**16 and 'left out' in j.log
+
+def test_log_from_threads(t):
+    "Threads of one job may log at the same time"
+    async def f(job:JobContext):
+        await asyncio.gather(*[asyncio.to_thread(lambda k=k: [job.log(f'{k}.{i}') for i in range(100)]) for k in range(8)])
+    m = t.mgr(handoff=0)
+    id,_ = m.submit('l', f)
+    got = [o.split(' ')[1] for o in done(m, id).log.splitlines()]
+    assert sorted(got)==sorted(f'{k}.{i}' for k in range(8) for i in range(100))
