@@ -217,37 +217,43 @@ def close(self:Children,
 # %% ../nbs/14_children.ipynb #bdbd76b8
 class Handle:
     "An attempt that runs in a child"
-    def __init__(self,
-        child:Child, # Where it runs
-    ): self.child,self._lock = child,threading.Lock()
+    def __init__(self): self.child,self.asked,self._lock = None,False,threading.Lock()
     def __repr__(self): return f'Handle({self.child})'
-    def kill(self,
-        grace_s:float=5., # How long the task may clean up, in seconds; 0 for not at all
-    ):
-        "End the attempt. Does not wait, never raises"
-        with self._lock:
-            if self.child: self.child.kill(grace_s)
-    def let_go(self):
-        "The attempt has ended"
-        with self._lock: self.child = None
+
+@patch
+def kill(self:Handle,
+    grace_s:float=5., # How long the task may clean up, in seconds; 0 for not at all
+):
+    "End the attempt. Does not wait, never raises"
+    with self._lock:
+        self.asked = True
+        if self.child: self.child.kill(grace_s)
+
+@patch
+def hold(self:Handle,
+    c:Child=None, # That runs the attempt; None for one that runs it no more
+)->bool: # False if it was to end before it began
+    "Know which child runs the attempt"
+    with self._lock: self.child = c
+    return not self.asked
 
 @patch
 def run(self:Children,
     a:Attempt, # Claimed
 )->Outcome:
     "Run an attempt in a child and wait for its end. Never raises"
-    c = None
+    a.handle = h = Handle()
+    c,out = None,INTERRUPTED
     try:
         c = self.take(a.task.name)
-        a.handle = Handle(c)
-        out = c.run(a)
+        if h.hold(c) and not a.stop: out = c.run(a)       # whoever sets `stop` looks at `handle` afterwards
     except BaseException as e:
+        out = failed(e)
         if c: c.kill(0)
-        return failed(e)
-    finally:
-        if a.handle: a.handle.let_go(); a.handle = None
-        if c: self.give(c, a.task)
-    return INTERRUPTED if c.killed and out.how=='failed' and not a.stop else out
+    h.hold()
+    if c: self.give(c, a.task)
+    if a.stop: return Outcome('failed') if out is INTERRUPTED else out
+    return INTERRUPTED if h.asked and out.how=='failed' else out
 
 # %% ../nbs/14_children.ipynb #da3f2c47
 children = Children()   # those of this process
