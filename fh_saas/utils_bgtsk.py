@@ -10,7 +10,6 @@ __all__ = ['TenantJob', 'BackgroundTaskManager', 'JobTask', 'JobNotFound', 'Tran
 import asyncio, inspect, os, signal, sys, threading
 import time as _clock
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from fastcore.basics import patch, patch_to
 from typing import Callable, Optional
@@ -18,6 +17,7 @@ import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
 from .children import run_attempt
+from .context import current, joined, lock_held
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
@@ -205,7 +205,7 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
     t.check(kwargs)
     payload,typed = dump_kwargs(func, kwargs, self.payload_limit)
     s = self.clock()
-    handed = self.worker and self.handoff>0 and not now
+    handed = self.worker and self.handoff>0 and not now and current.get() is None      # a task has no response to wait for
     job = NewJob(lane.ids(s), _text(job_type), payload, int(max_retries), at := to_iso(s), t.name,
                  to_iso(s+self.handoff) if handed else at, HANDED if handed else DUE, typed)
     if alone: lane.known.held[job.id] = t
@@ -217,7 +217,7 @@ def _text(s):
     return str.__str__(s)     # an enum's own `str` gives its name
 
 # %% ../nbs/20_utils_bgtsk.ipynb #3fe3240b
-_tx = ContextVar('fh_saas_transaction', default=None)   # the `transaction()` block around the call
+_tx = joined   # a `transaction()` block, or a step of a job, around the call
 
 @patch
 def _save(self:BackgroundTaskManager, jobs):
@@ -491,6 +491,7 @@ def _waited(self:BackgroundTaskManager, o, job_id, timeout):
 # %% ../nbs/20_utils_bgtsk.ipynb #81dee829
 class Transaction:
     "Business rows and jobs that commit together or not at all"
+    holds = True     # the write lock
     def __init__(self,
         manager:BackgroundTaskManager, # Whose database it is
     ): self.manager,self.lane,self.open,self.jobs = manager,manager._lane,False,[]
@@ -557,7 +558,7 @@ def insert(self:Transaction,
 def transaction(self:BackgroundTaskManager)->Transaction: # A context manager, sync and async, that gives a `Database`
     """One commit for the app's rows and for the jobs submitted in the block. Raises `RuntimeError` on `:memory:` and inside
     another such block, `StoreBusy` if the database stays locked"""
-    if (tx := _tx.get()) and tx.open and tx.lane is self._lane:
+    if lock_held(self._lane):
         raise RuntimeError('this code is inside a transaction() of the same database already; use the outer one')
     return Transaction(self)
 
