@@ -17,8 +17,8 @@ from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
+from .children import run_attempt
 from .context import current, joined, lock_held
-from .executor import call, settle
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
@@ -363,7 +363,7 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     try:
         lane.start(a)
         began = _clock.monotonic()
-        out = call(a.task, a.claim, a)
+        out = run_attempt(a)
         lane.end(a, out, _clock.monotonic()-began)
         with lane.turning: lane.turn(0)
         if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
