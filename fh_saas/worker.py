@@ -15,6 +15,7 @@ from .executor import call
 from .lane import Lane
 from .maintenance import heartbeat, release_lost, rescue
 from .presence import Presence
+from .retention import Pruner
 from .shares import Line, Ready
 from .telemetry import log
 from queue import SimpleQueue
@@ -46,6 +47,7 @@ class Worker:
         self._end = threading.Event()
         self._heard_by = weakref.WeakSet()        # presences whose bells the dispatcher hears
         self.beat = time.monotonic()              # when the dispatcher last came round
+        self.pruner = Pruner()
         self._clocked = 0.                        # when it next asks which jobs have become due
     def __repr__(self): return f'Worker(threads={self.threads}, lanes={len(self.lanes)}, running={len(self.running)})'
 
@@ -461,6 +463,7 @@ def _care(self:Worker, lane, beat):
     if beat:
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
+        self.pruner.offer(lane)
     lane._look_ahead()                            # jobs for later that other processes submitted
     if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
 
@@ -554,6 +557,7 @@ def stop(self:Worker,
     global _worker
     if _worker is self: _worker = None
     self.stopping = True
+    self.pruner.stop()
     self._wake()
     self.leave(list(self.lanes), grace_s)
     self.stopped = True
