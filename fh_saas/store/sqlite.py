@@ -7,33 +7,42 @@ __all__ = ['SqliteStore', 'crashed']
 
 # %% ../../nbs/store/02_sqlite.ipynb #86abf8e0
 import apsw, msgspec
+from collections import deque
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
+from ..options import row_backoff
 from ..retry import backoff
-from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES, StoreError
+from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES, StoreError, StoreMoved
+from .flow import any_waits, forgotten, let_go, put_waiting, wait_again
 from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
 
 # %% ../../nbs/store/02_sqlite.ipynb #219c14ac
-_NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority','limit_key','timeout_s','backoff','tags')
-_INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict(id) do nothing"   # a commit that was cut short may be made again
-_new = attrgetter(*_NEW)
+_NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority','limit_key','timeout_s','backoff','tags',
+        'unique_key','unique_until')
+_INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict do nothing"   # its key is taken; or a commit that was cut short is made again
+_new,_parents = attrgetter(*_NEW),attrgetter('parents')
+
+_INSERT_ALL = _INSERT.replace(') values(', ',parents,on_failed) values(').replace(',?) on', ',?,?,?) on')
+_new_all = attrgetter(*_NEW, 'parents', 'on_failed')
 
 class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
+    freed,now = (),None     # `Freed`s: what ends of jobs did to their children, for the lane to make known; the lane's clock
     def insert(self,
         jobs:list, # `NewJob`s
         wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
     )->bool: # Whether this thread made the commit; one doorbell for each commit is enough
-        "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`"
-        return self.insert_rows(_INSERT, [_new(o) for o in jobs], wait_s)
+        "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`; `ValueError` if one waits for a job that does not exist"
+        if any(map(_parents, jobs)): return self._insert_waiting(jobs, wait_s)
+        return self.insert_rows(_INSERT, list(map(_new, jobs)), wait_s)
 
     def insert_into(self,
         conn, # A connection inside a transaction of the caller's
         jobs:list, # `NewJob`s
     ):
-        "Add the jobs to somebody else's transaction"
-        try: conn.executemany(_INSERT, [_new(o) for o in jobs])
+        "Add the jobs to somebody else's transaction. Raises as `insert` does"
+        try: self._put(conn, jobs) if any(map(_parents, jobs)) else conn.executemany(_INSERT, map(_new, jobs))
         except apsw.Error as e: raise store_error(e, self.path) from e
 
     @property
@@ -43,6 +52,21 @@ class SqliteStore(SqliteFile):
         "Rows that one statement changed"
         self._c.execute(sql, args).fetchall()
         return self._c.changes()
+
+# %% ../../nbs/store/02_sqlite.ipynb #f8ad3f16
+@patch
+def _insert_waiting(self:SqliteStore, jobs, wait_s):
+    if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
+    with self.writing(wait_s) as c: self._put(c, jobs)
+    return True
+
+@patch
+def _put(self:SqliteStore, conn, jobs):
+    self._freed(put_waiting(conn, jobs, lambda js: conn.executemany(_INSERT_ALL, [_new_all(o) for o in js])))
+
+@patch
+def _freed(self:SqliteStore, got):
+    if got: self.__dict__.setdefault('freed', deque()).append(got)
 
 # %% ../../nbs/store/02_sqlite.ipynb #a20d735a
 _COLS = 'job_type,task,payload,typed,retry_count,max_retries,priority,run_at,queue,limit_key,timeout_s,backoff'
@@ -55,7 +79,7 @@ _CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE
     where task in (select value from json_each(?)) limit ?) {_GOT}'''
 _CLAIM_PARKED = _TAKE+'''rowid in (select rowid from tenant_jobs indexed by tj_parked where ready=2
     and task in (select value from json_each(?)) limit ?) '''+_GOT
-_CLAIM_ONE = _TAKE+"id=? and status='pending' "+_GOT
+_CLAIM_ONE = _TAKE+"id=? and status='pending' and ready is not 4 "+_GOT
 
 # %% ../../nbs/store/02_sqlite.ipynb #ae94632e
 @patch
@@ -118,7 +142,7 @@ def claim_one(self:SqliteStore,
     id:str, # Which job
     lease_until:str, # How long the claim holds unless renewed
 )->Claim: # None if it is not pending
-    "Take one job, due or not, inside `writing()`"
+    "Take one job, due or not, unless it waits for its parents; inside `writing()`"
     rows = self._do(_CLAIM_ONE, (owner, now, id))
     if rows: self.renew(owner, lease_until)
     return Claim(*rows[0]) if rows else None
@@ -139,8 +163,11 @@ def renew(self:SqliteStore,
 
 # %% ../../nbs/store/02_sqlite.ipynb #bfb50616
 _HELD = "where rowid=? and id=? and status='running' and fence=?"
-_ACK = f'''update tenant_jobs set status=?, result=?, error_log=coalesce(?,error_log), retry_count=?, run_at=?, ready=?,
-    started_at=coalesce(?,started_at), completed_at=?, owner=null,
+_KEEP = """unique_key=case when unique_key<'r' and exists (select 1 from tenant_jobs o indexed by tj_unique
+    where o.unique_key=tenant_jobs.unique_key and o.status='pending') then null else unique_key end"""
+_ACK = f'''update tenant_jobs set status=iif(?1='pending' and cancel_at is not null,'cancelled',?1), result=?2, error_log=coalesce(?3,error_log), retry_count=?4,
+    run_at=iif(cancel_at is null,?5,null), ready=iif(cancel_at is null,?6,null), started_at=coalesce(?7,started_at),
+    completed_at=iif(?6 is null or cancel_at is not null,?8,null), owner=null, {_KEEP},
     attempts=case when ?9 is null then attempts else json_insert(coalesce(attempts,'[]'),'$[#]',json(?9)) end
     where rowid=?10 and id=?11 and status='running' and fence=?12'''
 
@@ -151,7 +178,7 @@ _DONE_100 = f'''with v(res,began,ended,r,i,f) as (values {','.join(['(?,?,?,?,?,
 def _ack_args(a):
     c = a.claim
     return (a.status, a.result, a.error, a.retry_count, a.run_at, a.ready, a.started_at,
-            a.ended_at if a.ready is None else None, a.note, c.row, c.id, c.fence)
+            a.ended_at, a.note, c.row, c.id, c.fence)
 
 # %% ../../nbs/store/02_sqlite.ipynb #6b6ab58a
 @patch
@@ -170,7 +197,13 @@ def complete(self:SqliteStore,
 
 @patch
 def _held(self:SqliteStore, sql, rows):
-    "Run `sql` for each row of arguments; the places of those that changed nothing"
+    "Run `sql` for each row of arguments, and free those who waited for the jobs; the places of those that changed nothing"
+    lost = self._change(sql, rows)
+    if rows and any_waits(self._c): self.over([o[-2] for o in rows])
+    return lost
+
+@patch
+def _change(self:SqliteStore, sql, rows):
     if not rows: return []
     if len(rows)==1: return [] if self._count(sql, rows[0]) else [0]
     c = self._c
@@ -236,7 +269,8 @@ def is_shut(self:SqliteStore)->bool:
     return bool(self._do("select 1 from tenant_meta where key='gate'"))
 
 # %% ../../nbs/store/02_sqlite.ipynb #50a5fbb9
-_BACK = f"update tenant_jobs set status='pending', ready=?, owner=null, started_at=null {_HELD}"
+_BACK = f"""update tenant_jobs set status=iif(cancel_at is null,'pending','cancelled'), ready=iif(cancel_at is null,?,null), completed_at=cancel_at,
+    run_at=iif(cancel_at is null,run_at,null), owner=null, started_at=null, {_KEEP} {_HELD}"""
 
 @patch
 def release(self:SqliteStore,
@@ -347,10 +381,58 @@ def crashed(
     n,first = c.retry_count+1,'"crashed"' not in (attempts or '')
     note = f'{{"n":{n},"outcome":"crashed","at":"{now}"}}'
     if n>=c.max_retries: return Ack(c, 'failed', error=why, retry_count=n, ended_at=now, note=note)
-    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=now, ready=DUE, note=note)
-    return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, backoff(n)), ready=LATER, note=note)
+    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=now, ready=DUE, ended_at=now, note=note)
+    wait = row_backoff(c.backoff).delay(n) if c.backoff else backoff(n)
+    return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, wait), ready=LATER, ended_at=now, note=note)
 
 def _later(now, s): return to_iso(from_iso(now)+s)
+
+# %% ../../nbs/store/02_sqlite.ipynb #21435b19
+@patch
+def over(self:SqliteStore,
+    ids:list, # Jobs that may be over
+    now:str=None, # The time; None for the time of the lane, or where there is none for when the last of them ended
+    conn=None, # A connection inside the transaction that ended them; None for this store's own, inside `writing()`
+):
+    "Free those who waited for these jobs alone, and end those who cannot run without them"
+    self._freed(let_go(conn or self._c, ids, now or self.now and self.now()))
+
+@patch
+def link_again(self:SqliteStore,
+    ids:list, # Jobs that were made pending by hand
+)->list: # The parents for which they wait now; give them to `over` when all that is to be tried again is pending
+    "Have jobs wait again for those of their parents that have not completed, inside `writing()`"
+    return wait_again(self._c, ids)
+
+@patch
+def mend(self:SqliteStore,
+    wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
+)->int: # How many such parents there were among the few hundred that were looked at
+    "Free the children of parents that were ended by a version of this package which does not know of children"
+    late,self._mended = forgotten(self, getattr(self, '_mended', ''))
+    if late:
+        with self.writing(wait_s): self.over(late)
+    return len(late)
+
+# %% ../../nbs/store/02_sqlite.ipynb #499bb89a
+_KIDS = '''select c.* from tenant_jobs p cross join tenant_jobs c on c.rowid>p.rowid
+    where p.id=?1 and c.parents is not null and instr(c.parents,?2) order by c.rowid limit ?3'''
+_FOLKS = '''select p.* from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value where c.id=? order by v.key'''
+
+@patch
+def children(self:SqliteStore,
+    id:str, # Job id
+    limit:int=100, # At most so many
+)->list: # Dicts of column values, in the order in which they were submitted
+    "Those that wait, or waited, for a job. Reads the jobs submitted after it"
+    return self._rows(_KIDS, (id, _json(id), limit))
+
+@patch
+def parents(self:SqliteStore,
+    id:str, # Job id
+)->list: # Dicts of column values, in the order in which they were named
+    "Those for which a job waits, or waited"
+    return self._rows(_FOLKS, (id,))
 
 # %% ../../nbs/store/02_sqlite.ipynb #9f62a46d
 _ADOPT = """update tenant_jobs set task=?, run_at=?, retry_count=coalesce(retry_count,0), max_retries=coalesce(max_retries,3),
@@ -372,36 +454,6 @@ def adopt(self:SqliteStore,
         got = [o for o in self._do(_RUNNING, (None,)) if o[0] in rows]
         self.ack([crashed(Claim(*o[:-1]), o[-1], now, 'Crashed: left running by the older package') for o in got])
     return n+len(rows)
-
-# %% ../../nbs/store/02_sqlite.ipynb #ba1d3596
-_AGAIN = _TYPES+"""update tenant_jobs set status='pending', ready=1, run_at=?1, retry_count=0, completed_at=null, started_at=null
-    where rowid in (select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
-        where task is not null and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
-
-@patch
-def retry_failed(self:SqliteStore,
-    now:str, # The time
-    job_type:str=None, # Only jobs of this type; None for all
-    error_contains:str=None, # Only jobs whose error log holds this text; None for all
-    since:str=None, # Only jobs that failed then or later; None for all
-)->int: # How many are pending again
-    "Make failed jobs due, as if they had never been tried"
-    n = 0
-    while True:
-        with self.writing(): k = self._count(_AGAIN, (now, job_type, error_contains, since))
-        n += k
-        if k<200: return n
-
-@patch
-def discard(self:SqliteStore,
-    ids:list, # Job ids; None for all that are unfinished
-    now:str, # The time
-    why:str, # For the error_log
-)->int: # How many were cancelled
-    "Cancel jobs that wait, or that a claim of an earlier time holds"
-    with self.writing(): return self._count("""update tenant_jobs set status='cancelled', ready=null, run_at=null, owner=null, completed_at=?,
-        error_log=coalesce(error_log||char(10),'')||? where status in ('pending','running') and (?3 is null or id in (select value from json_each(?3)))""",
-        (now, why, None if ids is None else _json(ids)))
 
 # %% ../../nbs/store/02_sqlite.ipynb #6b1563f5
 @patch
@@ -450,4 +502,59 @@ def unfinished(self:SqliteStore)->bool:
         select 1 from (select 1 from tenant_jobs indexed by tj_later where ready<=0 limit 1) union all
         select 1 from (select 1 from tenant_jobs indexed by tj_parked where ready=2 limit 1) union all
         select 1 from (select 1 from tenant_jobs indexed by tj_held where ready=3 limit 1) union all
+        select 1 from (select 1 from tenant_job_parents limit 1) union all
         select 1 from (select 1 from tenant_workers limit 1)'''))
+
+# %% ../../nbs/store/02_sqlite.ipynb #ba1d3596
+_FREE = """(unique_key is null or not exists (select 1 from tenant_jobs o indexed by tj_unique where o.unique_key=tenant_jobs.unique_key and o.rowid<>tenant_jobs.rowid
+    and (o.status='pending' or o.unique_key>='t' or o.status='running' and o.unique_key>='r')))"""
+_ANEW = "update or ignore tenant_jobs set status='pending', ready=1, run_at=?1, retry_count=0, completed_at=null, started_at=null, cancel_at=null where "
+_AGAIN = _TYPES+_ANEW+f"""rowid in (select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
+        where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
+_AGAIN_ONE = _ANEW+f"id=?2 and status in ('failed','cancelled') and task is not null and {_FREE}"
+_NOW = "update tenant_jobs set ready=1, run_at=?1 where id=?2 and status='pending' and ready<=0"
+
+@patch
+def retry_failed(self:SqliteStore,
+    now:str, # The time
+    job_type:str=None, # Only jobs of this type; None for all
+    error_contains:str=None, # Only jobs whose error log holds this text; None for all
+    since:str=None, # Only jobs that failed then or later; None for all
+)->int: # How many are pending again
+    "Make failed jobs due, as if they had never been tried"
+    n,folks = 0,[]
+    while True:
+        with self.writing():
+            rows = self._do(_AGAIN+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
+            if kids := [o for o, in rows if o]: folks += self.link_again(kids)
+            if len(rows)<200 and folks: self.over(folks, now)
+        n += len(rows)
+        if len(rows)<200: return n
+
+@patch
+def retry(self:SqliteStore,
+    now:str, # The time
+    id:str, # Job id
+)->str: # None if it is due now; else why not: `missing`, its status, or `unique` if another job has its unique key
+    "Make one job due: with all its attempts if it had failed or was cancelled, ahead of its time if it waits"
+    with self.writing():
+        if self._count(_AGAIN_ONE, (now, id)): self.over(self.link_again([id]), now); return None
+        if self._count(_NOW, (now, id)): return None
+        rows = self._do("select status,task from tenant_jobs where id=?", (id,))
+    if not rows: return 'missing'
+    status,task = rows[0]
+    return 'unique' if status in ('failed','cancelled') and task else status
+
+@patch
+def discard(self:SqliteStore,
+    ids:list, # Job ids; None for all that are unfinished
+    now:str, # The time
+    why:str, # For the error_log
+)->int: # How many were cancelled
+    "Cancel jobs that wait, or that a claim of an earlier time holds"
+    with self.writing() as c:
+        rows = self._do("""update tenant_jobs set status='cancelled', ready=null, run_at=null, owner=null, completed_at=?,
+            error_log=coalesce(error_log||char(10),'')||? where status in ('pending','running') and (?3 is null or id in (select value from json_each(?3))) returning id""",
+            (now, why, None if ids is None else _json(ids)))
+        if any_waits(c): self.over([o for o, in rows], now)
+    return len(rows)

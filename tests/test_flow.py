@@ -1,0 +1,249 @@
+"Jobs that wait for jobs: order, failure, kill -9 in the middle, several processes"
+import asyncio, json, time
+
+import pytest, work
+from fh_saas.store.base import WAITS
+from util import done, process, run_py, said, until
+
+seen = []
+def note(x=None): seen.append(x); return x
+async def anote(x=None): seen.append(x); return x
+def boom(): raise ValueError('boom')
+def nap(s): time.sleep(s)
+
+@pytest.fixture(autouse=True)
+def nothing_seen(): seen.clear()
+
+@pytest.fixture
+def m(t): return t.mgr(worker=False)
+
+def job(m, f, *after, on_failed='fail', tries=1, **kw):
+    "A row that waits for others"
+    j = m._new_job(getattr(f, '__name__', 'x'), f, tries, kw, now=True)
+    if after: j.parents,j.on_failed = json.dumps(after),on_failed
+    return j
+def put(m, f, *after, **kw): m._save([j := job(m, f, *after, **kw)]); return j.id
+def fates(m, *ids): return [m.get_job(o).status for o in ids]
+def links(m): return m.db.q('select count(*) n from tenant_job_parents')[0]['n']
+
+# --- the store, the turn, the worker
+
+def test_each_after_its_parents(m):
+    a = put(m, note, x='a')
+    b,c = put(m, note, a, x='b'),put(m, note, a, x='c')
+    d = put(m, note, b, c, x='d')
+    assert m.get_job(d).ready==WAITS and m.run_due()==4
+    assert (seen[0],set(seen[1:3]),seen[3])==('a',{'b','c'},'d') and links(m)==0
+
+@pytest.mark.parametrize('f', [note, anote])
+def test_worker_goes_down_a_chain_at_once(t, f):
+    "No sweep, no clock: each end frees the next in its own turn"
+    m = t.mgr()
+    last = put(m, f, x=0)
+    began = time.monotonic()
+    for i in range(1, 60): last = put(m, f, last, x=i)
+    done(m, last)
+    assert seen==list(range(60)) and time.monotonic()-began<10
+
+def test_by_hand_frees_and_others_hear(t):
+    "A process that runs no worker ends the parent; another one's worker takes the child at once"
+    with process(t, "m = mgr(tasks=[quick]); out('up'); m.run()") as p:
+        said(p, 'up')
+        m = t.mgr(worker=False)
+        took = []
+        for i in range(5):
+            a = m._new_job('a', note, 1, {}, now=True)
+            a.ready,a.run_at = 0,'2999-01-01T00:00:00.000000Z'       # nobody's but ours
+            m._save([a])
+            b = put(m, work.quick, a.id, folder=str(t.dir), name=i)
+            began = time.monotonic()
+            m._execute_with_retry(a.id)
+            done(m, b)
+            took.append(time.monotonic()-began)
+    assert min(took)<.4, took       # the sweep alone would take half a second
+
+def test_waiting_child_is_not_run_by_hand(t):
+    m = t.mgr(worker=False)
+    b = put(m, note, put(m, note, x='a'), x='b')
+    m._execute_with_retry(b)
+    assert seen==[] and m.get_job(b).ready==WAITS
+
+@pytest.mark.parametrize('policy,want', [('fail','failed'), ('cancel','cancelled'), ('run','completed')])
+def test_failed_parent(m, policy, want):
+    a = put(m, boom)
+    b = put(m, note, a, on_failed=policy, x='b')
+    c = put(m, note, b, x='c')
+    m.run_due()
+    assert fates(m, a, b, c)==['failed', want, 'completed' if policy=='run' else 'failed'] and links(m)==0
+    j = m.get_job(b)
+    assert j.completed_at and (j.error_log is None if policy=='run' else a in j.error_log and 'failed' in j.error_log)
+    late = put(m, note, a, on_failed=policy, x='late')        # the parent is over already
+    m.run_due()
+    assert fates(m, late)==[want]
+
+def test_a_retry_is_not_an_end(t):
+    now = [1_800_000_000.]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    fails = iter([True, False])
+    def flaky():
+        if next(fails): raise ValueError
+    b = put(m, note, put(m, flaky, tries=2), x='b')
+    m.run_due()
+    assert m.get_job(b).ready==WAITS
+    now[0] += 5
+    m.run_due()
+    assert seen==['b']
+
+def test_delayed_child_waits_for_its_time_too(t):
+    now = [1_800_000_000.]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    a = put(m, note, x='a')
+    j = job(m, note, a, x='b')
+    j.run_at = m._new_job('x', note, 1, {}).run_at.replace('2027', '2028')
+    m._save([j])
+    m.run_due()
+    assert seen==['a'] and m.get_job(j.id).ready==0
+    now[0] += 400*86400
+    m.run_due()
+    assert seen==['a','b']
+
+def test_unknown_parent_stores_nothing(m):
+    a = job(m, note)
+    with pytest.raises(ValueError, match="'nope'"): m._save([a, job(m, note, a.id, 'nope')])
+    assert m.list_jobs()==[] and links(m)==0
+
+def test_lambda_that_falls_is_forgotten(t):
+    "A function kept for a job's sake goes when the job ends with its parent"
+    m = t.mgr()
+    b = put(m, lambda: None, put(m, boom))
+    done(m, b, status='failed')
+    until(lambda: not m._lane.known.held)
+
+def test_background_task_of_a_waiting_child(t):
+    "Awaited by Starlette, it waits for the child's end, which comes with its parent's"
+    from fh_saas.utils_bgtsk import JobTask
+    m = t.mgr(wait_s=10)
+    b = put(m, note, put(m, nap, s=.2), x='b')
+    asyncio.run(JobTask(m, b)())
+    assert m.get_job(b).status=='completed'
+    a = m._new_job('a', boom, 1, {}, now=True)
+    a.ready,a.run_at = 0,'2999-01-01T00:00:00.000000Z'
+    m._save([a])
+    b = put(m, note, a.id)
+    async def both():
+        w = asyncio.ensure_future(JobTask(m, b)())
+        await asyncio.sleep(.05)
+        await asyncio.to_thread(m._execute_with_retry, a.id)
+        began = time.monotonic()
+        await w
+        return time.monotonic()-began
+    assert asyncio.run(both())<.4 and m.get_job(b).status=='failed'
+
+def test_transaction_with_parents(m):
+    "Rows and the whole flow commit together, or vanish together"
+    m.db.q('create table note(x)')
+    with pytest.raises(KeyError):
+        with m.transaction() as tx:
+            tx.q("insert into note values('a')")
+            put(m, note, put(m, note))
+            raise KeyError
+    assert (m.list_jobs(),links(m),m.db.q('select * from note'))==([], 0, [])
+    with m.transaction() as tx:
+        tx.q("insert into note values('a')")
+        a = put(m, note, x='a')
+        b = put(m, note, a, x='b')
+    m.run_due()
+    assert seen==['a','b']
+    with m.transaction() as tx:
+        c = put(m, note, a, x='c')       # over already
+        with pytest.raises(ValueError): put(m, note, 'nope')
+    m.run_due()
+    assert seen==['a','b','c']
+
+def test_cancelled_parent(m):
+    a = put(m, note)
+    b,c = put(m, note, a),put(m, note, a, on_failed='run', x='c')
+    m._lane.store.discard([a], m._lane.now(), 'not wanted')
+    m.run_due()
+    assert fates(m, a, b, c)==['cancelled','failed','completed'] and 'cancelled' in m.get_job(b).error_log
+
+def test_retry_of_parent_and_child(t, m):
+    b = put(m, note, put(m, work.fails, folder=str(t.dir), name='p'), x='b')
+    m.run_due()
+    assert fates(m, b)==['failed'] and m._lane.store.retry_failed(m._lane.now())==2
+    m.run_due()
+    assert fates(m, b)==['completed']
+
+def test_older_package_ends_the_parent(t):
+    "It writes the end and knows of no children: the sweep frees them"
+    m = t.mgr(worker=False)
+    a = put(m, note)
+    b = put(m, work.quick, a, folder=str(t.dir))
+    m.db.q("update tenant_jobs set status='completed', ready=null where id=?", (a,))
+    with process(t, "m = mgr(tasks=[quick]); out('up'); m.run()") as p: done(m, b, 15)
+
+# --- several processes, kill -9
+
+WORK = "m = mgr(tasks=[quick,gated,bomb]); out('up'); m.run()"
+
+DIES = '''
+from fh_saas.store import sqlite
+was = sqlite.let_go
+def dies(conn, ids, now=None):
+    if is_open(folder, 'safe'): return was(conn, ids, now)
+    if sys.argv[3]=='after': was(conn, ids, now)
+    os.kill(os.getpid(), 9)
+sqlite.let_go = dies
+m = mgr(tasks=[quick]); m.run()'''
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_killed_between_end_and_release(t, when):
+    "The end and the release are one commit: after a kill between them there is neither"
+    m = t.look()
+    a = put(m, work.quick, tries=3, folder=str(t.dir), name='a')
+    b = put(m, work.quick, a, folder=str(t.dir), name='b')
+    run_py(t, DIES, when, rc=-9)
+    assert (m.get_job(a).status,m.get_job(b).ready,links(m))==('running', WAITS, 1)
+    with process(t, WORK): done(m, b, 10)
+    assert [o[2] for o in t.log('ran')]==['a','a','b'] and links(m)==0
+
+def test_parent_that_kills_its_process(t):
+    "The rescue that ends it as failed ends its children in the same commit"
+    m = t.look()
+    a = put(m, work.bomb, folder=str(t.dir))
+    b,c = put(m, work.quick, a, folder=str(t.dir)),put(m, work.quick, a, on_failed='run', folder=str(t.dir), name='c')
+    run_py(t, WORK, rc=-9)
+    with process(t, WORK): done(m, c, 10)
+    assert fates(m, a, b)==['failed','failed'] and [o[2] for o in t.log('ran')]==['c']
+
+def test_killed_all_the_time(t):
+    "Processes that are killed again and again lose no child and run none before its parents"
+    m = t.look()
+    layers = [[]]
+    with m.transaction():
+        for i in range(12): layers.append([put(m, work.quick, *layers[-1], tries=100, folder=str(t.dir), name=f'{i}') for _ in range(8)])
+    ids = [o for l in layers for o in l]
+    def left(): return len(m.list_jobs(status='completed', limit=1000))<len(ids)
+    while left():
+        n = len(t.log('ran'))
+        with process(t, WORK) as p, process(t, WORK):
+            until(lambda: len(t.log('ran'))>=n+20 or not left(), 30, .02)
+            p.kill()
+    first,last = {},{}
+    for o in t.log('ran'): first.setdefault(int(o[2]), float(o[0])); last[int(o[2])] = float(o[0])
+    ends = {i:max(m.get_job(o).completed_at for o in l) for i,l in enumerate(layers[1:])}
+    starts = {i:min(m.get_job(o).started_at for o in l) for i,l in enumerate(layers[1:])}
+    assert all(starts[i+1]>=ends[i] for i in range(11)) and links(m)==0
+
+def test_several_processes_share_a_flow(t):
+    "Parents end in one process, children run in any; each once"
+    m = t.look()
+    with process(t, WORK) as a, process(t, WORK) as b, process(t, WORK) as c:
+        for o in (a, b, c): said(o, 'up')
+        with m.transaction():
+            one = put(m, work.quick, folder=str(t.dir), name='one')
+            many = [put(m, work.quick, one, folder=str(t.dir), name=f'm{i}') for i in range(300)]
+            last = put(m, work.quick, *many, folder=str(t.dir), name='last')
+        done(m, last)
+    ran = [o[2] for o in t.log('ran')]
+    assert (ran[0],ran[-1],len(ran),len(set(ran)))==('one', 'last', 302, 302)
