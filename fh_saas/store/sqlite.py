@@ -8,10 +8,11 @@ __all__ = ['SqliteStore', 'crashed']
 # %% ../../nbs/store/02_sqlite.ipynb #86abf8e0
 import apsw, msgspec
 from collections import deque
+from dataclasses import fields
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
 from ..retry import backoff
-from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES, StoreError, StoreMoved
+from .base import Ack, Claim, DUE, LATER, NewJob, PARKED, STATUSES, StoreError, StoreMoved
 from .flow import any_waits, forgotten, let_go, put_waiting, wait_again
 from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
@@ -21,8 +22,9 @@ _NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','re
 _INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict(id) do nothing"   # a commit that was cut short may be made again
 _new = attrgetter(*_NEW)
 
-_INSERT_ALL = _INSERT.replace(') values(', ',parents,on_failed) values(').replace(',?) on', ',?,?,?) on')
-_new_all = attrgetter(*_NEW, 'parents', 'on_failed')
+_ALL = [o.name for o in fields(NewJob)]
+_INSERT_ALL = f"insert into tenant_jobs(status,{','.join(_ALL)}) values('pending',{','.join('?'*len(_ALL))}) on conflict do nothing"
+_new_all = attrgetter(*_ALL)
 
 class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
@@ -498,6 +500,20 @@ def statuses(self:SqliteStore,
 )->dict: # Status by id; those that are not there are left out
     "How jobs are doing"
     return dict(self.read('select id,status from tenant_jobs where id in (select value from json_each(?))', (_json(ids),)))
+
+@patch
+def get_all(self:SqliteStore,
+    ids:list, # Job ids
+)->list: # Dicts of column values, in the order of `ids`; those that do not exist are left out
+    "Several rows"
+    return self._rows('select j.* from json_each(?) v cross join tenant_jobs j on j.id=v.value order by v.key', (_json(ids),))
+
+@patch
+def statuses(self:SqliteStore,
+    ids:list, # Job ids
+)->dict: # Status by id; those that do not exist are left out
+    "How several jobs are"
+    return dict(self.read('select j.id,j.status from json_each(?) v cross join tenant_jobs j on j.id=v.value', (_json(ids),)))
 
 @patch
 def _rows(self:SqliteStore, sql, args):
