@@ -76,6 +76,7 @@ async def _runner(self:AsyncPool):
     while self.waiting and len(self.running)<self.width:
         try: a = self.waiting.popleft()
         except IndexError: break
+        if a.stop: self._over(a, a.lane.back.append(a.claim)); continue      # cancelled before it began
         if self.waiting: self._pump_soon()         # its turn comes when this job waits
         self.running.add(a)
         t = await self._attempt(a, me)
@@ -87,14 +88,25 @@ async def _attempt(self:AsyncPool, a, me):
     a.handle = me
     a.lane.start(a)
     t = time.monotonic()
+    timer = self.loop.call_later(a.claim.timeout_s, self._late, a) if a.claim.timeout_s else None
     try: out = await acall(a.task, a.claim, a)
-    except asyncio.CancelledError as e: out = INTERRUPTED if a.lane.closing else failed(e)
+    except asyncio.CancelledError as e: out = INTERRUPTED if a.lane.closing and not a.stop else failed(e)
+    if timer: timer.cancel()
     self.running.discard(a)
     now = time.monotonic()
     a.lane.end(a, out, now-t)
+    self._over(a)
+    return now
+
+@patch
+def _late(self:AsyncPool, a):
+    "Its time is up"
+    if a in self.running: a.stop = a.stop or 'timeout'; a.handle.cancel()
+
+@patch
+def _over(self:AsyncPool, a, _=None):
     if not self._lanes: self.loop.call_soon(self._tell)
     self._lanes.add(a.lane)
-    return now
 
 @patch
 def _tell(self:AsyncPool):

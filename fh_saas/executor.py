@@ -152,13 +152,13 @@ def settle(
     end,n = to_iso(now),claim.retry_count+1
     if out.how=='returned':
         return Ack(claim, 'completed', out.result, out.error, claim.retry_count, started_at=start, ended_at=end)
-    if out.how=='snoozed': return Ack(claim, 'pending', retry_count=claim.retry_count, run_at=to_iso(now+out.wait_s), ready=LATER)
+    if out.how=='snoozed': return Ack(claim, 'pending', retry_count=claim.retry_count, run_at=to_iso(now+out.wait_s), ready=LATER, ended_at=end)
     if stop=='cancelled': return Ack(claim, 'cancelled', None, f'Cancelled while it ran\n{out.error or ""}'.strip(), claim.retry_count, started_at=start, ended_at=end)
     if stop=='timeout': out = timed_out(claim, out)
     note = msgspec.json.encode(dict(n=n, outcome='timeout' if stop=='timeout' else 'failed', at=end, error=out.summary)).decode()
     if out.final or n>=claim.max_retries: return Ack(claim, 'failed', None, out.error, n, started_at=start, ended_at=end, note=note)
     s,bad = (out.wait_s,None) if out.wait_s is not None else wait_of(claim, task, n)
-    return Ack(claim, 'pending', None, f'{out.error}\n{bad}' if bad else out.error, n, to_iso(now+s), LATER, start, note=note)
+    return Ack(claim, 'pending', None, f'{out.error}\n{bad}' if bad else out.error, n, to_iso(now+s), LATER, start, end, note)
 
 def timed_out(
     claim:Claim, # The job in hand

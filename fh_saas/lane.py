@@ -11,8 +11,10 @@ from collections import deque
 from fastcore.basics import patch
 from .executor import Outcome, settle
 from .ids import JobIds, from_iso, to_iso
+from .limits import Limits
 from .presence import Presence, presence
-from .store.base import Claim, StoreBusy, StoreError
+from .store.base import Claim, DUE, HANDED, LATER, StoreBusy, StoreError
+from .store.controls import asked
 from .store.notes import SqliteStore
 from .tasks import Known, Task
 from .telemetry import emit, listening, log
@@ -21,7 +23,7 @@ from typing import Callable
 # %% ../nbs/11_lane.ipynb #23485e00
 class Attempt:
     "A claim with its task, from the claim to the commit of its end"
-    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job','stop')
+    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job','stop','token','late')
     def __init__(self,
         claim:Claim, # The job in hand
         task:Task, # What it runs
@@ -30,8 +32,9 @@ class Attempt:
     ):
         self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
         self.slot = self.began = self.handle = self.ended = self.result = self.ack = None   # `ack` stays None for a plain success
-        self.job = self.stop = None                                # its `JobContext`, if it was asked for; `cancelled` or `timeout` once it is to end
-        self.took = 0.
+        self.job = None                                            # its `JobContext`, if it was asked for
+        self.took,self.late = 0.,False         # `late`: its time was up, and it was ended without its thread
+        self.stop = self.token = None          # `cancelled` or `timeout` once it is to end; see Worker
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
 
 # %% ../nbs/11_lane.ipynb #2235f210
@@ -49,6 +52,7 @@ class Lane:
         self.store,self.here,self.known,self.clock,self.lease_s = store,here,known or Known(),clock,lease_s
         store.now,self.owner = self.now,here.owner if here else 'memory'
         self.name,self.ids,self.tenant = store.path,JobIds(),None   # the tenant's id where `Tenants` opened it
+        self.limits = Limits(store, self.known, clock)
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
         self.notes = deque()                       # `JobContext`s that have something to write
         self.small,self.ready = deque(),deque()    # claimed jobs: short ones, run by who makes the turn; others, for any runner
@@ -99,7 +103,7 @@ def turn(self:Lane,
     "Write what waits and claim what is due, in one transaction. Raises nothing: after a `StoreError` everything waits on"
     queues = self.acks,self.back,self.handed,self.aside
     if not any(queues) and not self.notes and not self.news and not self._claimable(limit): return []
-    self.news,self.used_at = False,time.monotonic()
+    news,self.news,self.used_at = self.news,False,time.monotonic()
     self.turned_at = self.used_at
     if self.due_at is None: self._look_ahead()
     taken = acks,back,handed,aside = [_take(o) for o in queues]
@@ -109,6 +113,7 @@ def turn(self:Lane,
             if notes: self._note(notes)
             refused = self._write(acks)
             self._return(back, aside)
+            if self.limits.used: self.limits.let_next(self.store._c, [*(a.claim for a in acks), *back, *aside])
             claims = self._claim(handed, limit, only)
     except BaseException as e:
         for q,old in zip(queues, taken): q.extendleft(reversed(old))
@@ -124,11 +129,12 @@ def turn(self:Lane,
     if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
+    if news and self.hand: self._obey()
     if listening():
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
 
-# %% ../nbs/11_lane.ipynb #b1355522
+# %% ../nbs/11_lane.ipynb #5cfde250
 @patch
 def _freed(self:Lane, claimed):
     "Make known what became of those who waited for jobs that ended"
@@ -143,7 +149,7 @@ def _freed(self:Lane, claimed):
         self.news = self.dirty = True
         self.tell(0.)
 
-# %% ../nbs/11_lane.ipynb #89f86b15
+# %% ../nbs/11_lane.ipynb #8565ee38
 @patch
 def _due_notes(self:Lane):
     "Contexts whose notes are to be written in this turn"
@@ -174,6 +180,8 @@ def _write(self:Lane, acks):
     refused = [plain[i] for i in self.store.complete([(a.result, a.began, a.ended, *a.claim[:3]) for a in plain])]
     if rest:
         lost = {id(o) for o in self.store.ack([a.ack for a in rest])}
+        if stepped := [a.claim.id for a in rest if a.job is not None and a.job.stepped and a.ack.status=='completed' and id(a.ack) not in lost]:
+            self.store.drop_steps(stepped)
         refused += [a for a in rest if id(a.ack) in lost]
     used = [a for a in acks if a not in refused] if refused else acks
     self.ended += len(used)
@@ -190,12 +198,20 @@ def _claim(self:Lane, handed, limit, only):
     now,s = self.now(),self.store
     if handed: s.hand(handed, now)
     self._fired = ()
-    if self.due_at is None or self.due_at<=self.clock(): s.promote(now); self._fired = self._slots(); self.due_at = None
-    if limit<=0 or self.closing or self.writes_only or s.is_shut(): return []
+    if self.due_at is None or self.due_at<=self.clock():
+        s.promote(now); self._fired = self._slots(); self.due_at = None
+        if self.limits.rates: self.limits.let_rates(s._c)
+    if limit<=0 or self.closing or self.writes_only or self.limits.is_shut(s._c): return []
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
-    claims = s.claim(self.owner, now, limit, self.lease(), only)
+    claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit))
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
-    return claims
+    if len(got := self.limits.admit(s._c, claims))<len(claims): self.dirty = True      # behind what is held there may be more
+    return got
+
+@patch
+def _queues(self:Lane, limit):
+    running = [a.claim for a in list(self.hand.values()) if a.ended is None] if self.limits.widths else ()
+    return self.limits.queues(limit, running, self.server.queues if self.server else None)
 
 @patch
 def _slots(self:Lane):
@@ -224,7 +240,8 @@ def _look_ahead(self:Lane):
     self.due_at = None
     try: at = self.store.next_due()
     except StoreError: return                            # the sweep looks again
-    self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'))
+    self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
+                      self.limits.next_at())
 
 @patch
 def _sick(self:Lane, e):
@@ -283,6 +300,21 @@ def tell(self:Lane,
     self.told = t
     self.here.ring(self.name)
 
+# %% ../nbs/11_lane.ipynb #5174dd6a
+@patch
+def announce(self:Lane,
+    jobs:list, # `NewJob`s that were committed
+    ring:bool=True, # Whether to ring for other processes; another thread may do that for the same commit
+):
+    "See to it that somebody runs them"
+    if listening():
+        for o in jobs: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
+    now = any(o.ready==DUE for o in jobs)
+    later = min((from_iso(o.run_at) for o in jobs if o.ready in (LATER,HANDED)), default=None)
+    if later is not None and self.due_at is not None: self.due_at = min(self.due_at, later)
+    if now and self.server: self.news = True; self.server.kick(self)
+    if now and ring and self.here: self.here.ring(self.name)
+
 # %% ../nbs/11_lane.ipynb #646d932a
 @patch
 def start(self:Lane,
@@ -311,9 +343,26 @@ def end(self:Lane,
     self.means[name] = took_s if m is None else .8*m+.2*took_s
     self.lately.add(name)
     a.ended,a.result = to_iso(now),out.result
-    if out.how!='returned' or out.error: a.ack = settle(a.claim, out, a.began, now, a.task)
+    if out.how!='returned' or out.error or a.job is not None and a.job.stepped: a.ack = settle(a.claim, out, a.began, now, a.task, a.stop)
     self.acks.append(a)
     return a.ended
+
+# %% ../nbs/11_lane.ipynb #eec0125a
+@patch
+def halt(self:Lane,
+    a:Attempt, # Claimed by this lane
+    why:str, # `cancelled` or `timeout`
+):
+    "Tell the attempt to end; one that has not begun goes back instead of beginning"
+    if not a.stop: a.stop = why
+    if self.server and a.began: self.server.halt(a)
+
+@patch
+def _obey(self:Lane):
+    "Look for jobs of this process that somebody has cancelled"
+    for id,fence in asked(self.store, self.owner):
+        a = self.hand.get(id)
+        if a and a.claim.fence==fence and not a.stop: self.halt(a, 'cancelled')
 
 # %% ../nbs/11_lane.ipynb #d69aa4db
 @patch
@@ -334,7 +383,7 @@ def forget(self:Lane,
     if fs and f in fs: fs.remove(f)
     if not fs: self.waiting.pop(job_id, None)
 
-# %% ../nbs/11_lane.ipynb #78693fab
+# %% ../nbs/11_lane.ipynb #97f64540
 @patch
 def nudge(self:Lane,
     job_id:str, # A job whose row has changed

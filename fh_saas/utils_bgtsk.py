@@ -10,14 +10,15 @@ __all__ = ['TenantJob', 'BackgroundTaskManager', 'JobTask', 'JobNotFound', 'Tran
 import asyncio, inspect, os, signal, sys, threading
 import time as _clock
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from fastcore.basics import patch, patch_to
+from operator import attrgetter
 from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
-from .executor import call, settle
+from .children import run_attempt
+from .context import current, joined, lock_held
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
@@ -196,28 +197,29 @@ def submit(self, /,
 def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False):
     "A checked row"
     lane = self._lane
-    if not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
-    if not job_type.strip(): raise ValueError('job_type must not be empty')
+    job_type = _job_type(job_type)
     if not callable(func): raise TypeError(f'task_func must be callable, not {func!r}')
     t,alone = lane.known.of(func, lane.owner)
     if max_retries is _TRIES: max_retries = t.defaults.get('max_retries', 3)
-    check_tries(max_retries)
+    else: check_tries(max_retries)
     t.check(kwargs)
     payload,typed = dump_kwargs(func, kwargs, self.payload_limit)
     s = self.clock()
-    handed = self.worker and self.handoff>0 and not now
-    job = NewJob(lane.ids(s), _text(job_type), payload, int(max_retries), at := to_iso(s), t.name,
+    handed = self.worker and self.handoff>0 and not now and current.get() is None      # a task has no response to wait for
+    job = NewJob(lane.ids(s), job_type, payload, int(max_retries), at := to_iso(s), t.name,
                  to_iso(s+self.handoff) if handed else at, HANDED if handed else DUE, typed)
     if alone: lane.known.held[job.id] = t
     return job
 
-def _text(s):
-    if type(s) is str and s.isascii(): return s
+def _job_type(s):
+    if type(s) is str and s.isascii() and s.strip(): return s
+    if not isinstance(s, str): raise TypeError(f'job_type must be text, not {s!r}')
+    if not s.strip(): raise ValueError('job_type must not be empty')
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
     return str.__str__(s)     # an enum's own `str` gives its name
 
 # %% ../nbs/20_utils_bgtsk.ipynb #3fe3240b
-_tx = ContextVar('fh_saas_transaction', default=None)   # the `transaction()` block around the call
+_tx = joined   # a `transaction()` block, or a step of a job, around the call
 
 @patch
 def _save(self:BackgroundTaskManager, jobs):
@@ -252,13 +254,15 @@ def _in_write(self:BackgroundTaskManager):
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
+_ready = attrgetter('ready')
+
 @patch
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if lane.store.freed: lane._freed(0)       # a parent was over already
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
-    due = DUE in [o.ready for o in jobs]
+    due = DUE in map(_ready, jobs)
     if self.worker:
         w = self._serve(lane)
         if due: lane.news = True; w.kick(lane)
@@ -359,7 +363,7 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     try:
         lane.start(a)
         began = _clock.monotonic()
-        out = call(a.task, a.claim, a)
+        out = run_attempt(a)
         lane.end(a, out, _clock.monotonic()-began)
         with lane.turning: lane.turn(0)
         if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
@@ -429,7 +433,7 @@ async def alist_jobs(self:BackgroundTaskManager,
     "`list_jobs` without holding up the loop"
     return await asyncio.to_thread(self.list_jobs, job_type, status, limit)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #f605952b
+# %% ../nbs/20_utils_bgtsk.ipynb #46929e36
 @patch
 def wait(self:BackgroundTaskManager,
     job_id:str, # The job's id
@@ -448,7 +452,7 @@ def wait(self:BackgroundTaskManager,
     finally: waits.remove(using, job_id, tell)
     return self._waited(got[0] if got else self.get_job(job_id), job_id, timeout)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #75856b9f
+# %% ../nbs/20_utils_bgtsk.ipynb #171ad854
 @patch
 async def await_job(self:BackgroundTaskManager,
     job_id:str, # The job's id
@@ -467,7 +471,7 @@ async def await_job(self:BackgroundTaskManager,
     finally: waits.remove(using, job_id, tell)
     return self._waited(ended.result() if ended.done() else await self.aget_job(job_id), job_id, timeout)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #328ddefa
+# %% ../nbs/20_utils_bgtsk.ipynb #0d9e9109
 @patch
 def _before_wait(self:BackgroundTaskManager, job_id):
     "The job as it is; whoever waits for it does not return its BackgroundTask, so its grace is over"
@@ -491,6 +495,7 @@ def _waited(self:BackgroundTaskManager, o, job_id, timeout):
 # %% ../nbs/20_utils_bgtsk.ipynb #81dee829
 class Transaction:
     "Business rows and jobs that commit together or not at all"
+    holds = True     # the write lock
     def __init__(self,
         manager:BackgroundTaskManager, # Whose database it is
     ): self.manager,self.lane,self.open,self.jobs = manager,manager._lane,False,[]
@@ -557,7 +562,7 @@ def insert(self:Transaction,
 def transaction(self:BackgroundTaskManager)->Transaction: # A context manager, sync and async, that gives a `Database`
     """One commit for the app's rows and for the jobs submitted in the block. Raises `RuntimeError` on `:memory:` and inside
     another such block, `StoreBusy` if the database stays locked"""
-    if (tx := _tx.get()) and tx.open and tx.lane is self._lane:
+    if lock_held(self._lane):
         raise RuntimeError('this code is inside a transaction() of the same database already; use the outer one')
     return Transaction(self)
 

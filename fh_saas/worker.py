@@ -7,16 +7,18 @@ __all__ = ['SHORT_S', 'SPELL_S', 'BATCH', 'AHEAD_S', 'STALE_S', 'REST_S', 'NEIGH
            'Worker', 'worker']
 
 # %% ../nbs/15_worker.ipynb #c443140b
-import atexit, msgspec, os, select, selectors, signal, socket, sys, threading, time, weakref
+import atexit, heapq, msgspec, os, select, selectors, signal, socket, sys, threading, time, weakref
 from collections import deque
 from fastcore.basics import patch
 from .async_pool import AsyncPool
-from .executor import call
+from .children import children, run_attempt
+from .executor import call, timed_out
 from .lane import Lane
 from .maintenance import heartbeat, mend, release_lost, rescue
 from .presence import Presence
 from .shares import Line, Ready
 from .telemetry import log
+from itertools import count
 from queue import SimpleQueue
 
 # %% ../nbs/15_worker.ipynb #0d8c3b13
@@ -40,6 +42,8 @@ class Worker:
         self.idle = self.nthreads = 0
         self.held = deque()                       # lanes with ends that wait for company
         self.means = {}                           # seconds by task name, in lanes that were closed
+        self.queues = None                        # names of the queues that it serves; None for all
+        self.deadlines,self.stuck = [],set()      # (when, number, attempt) of those that may not take for ever; attempts whose time was up and whose threads go on
         self.at_work,self.spells = set(),{}       # sync attempts that execute; runner thread -> [lane, since when its short task runs, attempt]
         self.stopping = self.stopped = self._watching = False
         self._dispatcher = None
@@ -137,7 +141,9 @@ def _watch(self:Worker):
 def _runner(self:Worker):
     while True:
         try:
-            if self._one(): continue
+            done = self._one()
+            if done is _STOP: return
+            if done: continue
         except Exception: log.exception('runner %s met an error of fh_saas itself and goes on', threading.current_thread().name)
         with self._lock: self.idle += 1
         ticket = None if self.todo else self._tickets.get()
@@ -156,7 +162,9 @@ def _one(self:Worker):
         self._visit(lane)
     elif a := self.ready.pick():
         try: self._run(a)
-        finally: self.ready.done(a)
+        finally:
+            if not a.late: self.ready.done(a)
+        if a.late: return self._retire(a)
         if not self._put_off(a.lane): self._visit(a.lane)
     elif (lane := self._next()) and self._room(lane)[0]>0: self._visit(lane)
     else: return False
@@ -174,13 +182,14 @@ def _put_off(self:Worker, lane):
 @patch
 def _run(self:Worker, a, at=None):
     "One attempt in this thread, begun at `at`; gives its end"
-    if a.lane.closing: return a.lane.back.append(a.claim)
+    if a.lane.closing or a.stop: return a.lane.back.append(a.claim)
     self.at_work.add(a)
     a.lane.start(a, at)
+    if a.claim.timeout_s: self._limit(a)
     t = time.monotonic()
-    try: out = call(a.task, a.claim, a)
+    try: out = run_attempt(a)
     finally: self.at_work.discard(a)
-    return a.lane.end(a, out, time.monotonic()-t)
+    if a.token is None or _mine(a): return a.lane.end(a, out, time.monotonic()-t)
 
 # %% ../nbs/15_worker.ipynb #55411005
 @patch
@@ -266,6 +275,7 @@ def _spell(self:Worker, lane):
         while lane.small and not lane.closing:
             try: a = lane.small.popleft()
             except IndexError: break
+            if a.stop: lane.back.append(a.claim); a = None; continue
             spell[1],spell[2] = t,a
             lane.start(a, at, slot)            # one begins when the one before has ended, and takes over its mark
             slot,out = a.slot,call(a.task, a.claim, a)
@@ -314,7 +324,7 @@ def _spread(self:Worker, lane, got, runner):
     for a in got: (theirs if a.task.is_async else mine).append(a)
     nsync = 0
     for a in mine:
-        if runner and self._short(lane, a.task.name): lane.small.append(a)
+        if runner and not (a.claim.timeout_s or a.task.process) and self._short(lane, a.task.name): lane.small.append(a)
         else: self.ready.offer(lane, a); nsync += 1
     for _ in range(min(nsync, self.idle)): self._tickets.put(None)
     if nsync>self.idle: self._watch()
@@ -342,6 +352,7 @@ def _dispatch(self:Worker):
             if now>=self._clocked: self._clock(now)
             if self.todo and not self.idle: self._help()
             if self._watching: self._look(now)
+            if self.deadlines and self.deadlines[0][0]<=now: self._expire(now)
         except Exception:
             log.exception('the dispatcher met an error of fh_saas itself and goes on')
             time.sleep(.1)
@@ -362,7 +373,7 @@ def _clock(self:Worker, now):
 def _sleep_s(self:Worker):
     "How long nothing will need the dispatcher, in seconds"
     if self._watching: return HOLD_S if self.held else 2*SPELL_S if self.spells else AHEAD_S
-    return max(0., self._clocked-time.monotonic())
+    return max(0., min(self._clocked, self.deadlines[0][0] if self.deadlines else float('inf'))-time.monotonic())
 
 # %% ../nbs/15_worker.ipynb #3855a7db
 @patch
@@ -403,6 +414,55 @@ def _look(self:Worker, now):
         if lane.back: self.kick(lane)
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
+
+# %% ../nbs/15_worker.ipynb #3d0eed32
+_number = count()
+
+def _mine(a):
+    "Take the attempt's token: True for one of those who ask"
+    try: a.token.pop(); return True
+    except IndexError: return False
+
+@patch
+def _limit(self:Worker, a):
+    "See to it that a sync attempt, about to begin in this thread, ends in time"
+    a.token = [None]
+    with self._lock: heapq.heappush(self.deadlines, (time.monotonic()+a.claim.timeout_s, next(_number), a))
+    self._wake()
+
+@patch
+def _expire(self:Worker, now):
+    "End the attempts whose time is up"
+    while self.deadlines and self.deadlines[0][0]<=now:
+        with self._lock: *_,a = heapq.heappop(self.deadlines)
+        if a not in self.at_work: continue
+        if hasattr(a.handle, 'kill'): a.lane.halt(a, 'timeout'); continue
+        if not _mine(a): continue
+        a.stop,a.late = a.stop or 'timeout',True
+        self.at_work.discard(a)
+        self.stuck.add(a)
+        self.ready.done(a)
+        with self._lock: self.nthreads += 1
+        threading.Thread(target=self._runner, name=f'fh_saas-{next(_number)}-more', daemon=True).start()
+        a.lane.end(a, timed_out(a.claim), a.claim.timeout_s)
+        log.warning('job %s timed out after %g s; its thread goes on until the task returns', a.claim.id, a.claim.timeout_s)
+        self.kick(a.lane)
+
+# %% ../nbs/15_worker.ipynb #5168de67
+@patch
+def _retire(self:Worker, a):
+    "The task of an attempt that was ended before has returned: its thread is one too many now"
+    self.stuck.discard(a)
+    with self._lock: self.nthreads -= 1
+    return _STOP
+
+@patch
+def halt(self:Worker,
+    a, # An attempt that has begun, with `stop` set
+):
+    "Make it end, as far as that can be done from outside"
+    if hasattr(a.handle, 'kill'): a.handle.kill()
+    elif a.task.is_async: self.pool.cancel(a)
 
 # %% ../nbs/15_worker.ipynb #6df08721
 @patch
@@ -449,6 +509,8 @@ def _restless(self:Worker, lane):
 def _look_in(self:Worker, lane):
     "Take back what the dead have left, and see whether anyone waits for a task that is known here"
     rescue(lane)
+    if lane.hand: lane._obey()
+    lane.limits.reconsider()
     lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
 
 @patch
@@ -522,15 +584,16 @@ def leave(self:Worker,
     self._give_back(lanes)
     busy = lambda: [a for a in list(self.running) if a.lane in lanes]
     _until(lambda: not busy(), grace_s)
+    soon = min(1., grace_s)
     for a in busy():
-        if a.handle: self.pool.cancel(a)
-    _until(lambda: not any(a.handle for a in busy()), min(1., grace_s))
+        if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
+    _until(lambda: not any(a.handle for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
     for o in lanes:
         with o.turning:
             if not o.closed: o.turn(0, wait_s=1.)
     with self._lock: self.lanes = [o for o in self.lanes if o not in lanes]
-    for o in lanes: o.server = None
+    for o in lanes: o.server = None; self.ready.forget(o)
     for h in {id(o.here):o.here for o in lanes if o.here}.values(): self._deafen(h)
     for o in lanes: o.closing = False
 
@@ -562,6 +625,7 @@ def stop(self:Worker,
     for _ in range(self.nthreads): self._tickets.put(_STOP)
     self._wake()
     self.pool.stop()
+    children.close(min(1., grace_s))
     if self._dispatcher and self._dispatcher is not threading.current_thread(): self._dispatcher.join(1.)
 
 # %% ../nbs/15_worker.ipynb #8e47428b

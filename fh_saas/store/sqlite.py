@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import fields
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
+from ..options import row_backoff
 from ..retry import backoff
 from .base import Ack, Claim, DUE, LATER, NewJob, PARKED, STATUSES, StoreError, StoreMoved
 from .flow import any_waits, forgotten, let_go, put_waiting, wait_again
@@ -18,9 +19,10 @@ from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
 
 # %% ../../nbs/store/02_sqlite.ipynb #219c14ac
-_NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority','limit_key','timeout_s','backoff','tags')
-_INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict(id) do nothing"   # a commit that was cut short may be made again
-_new = attrgetter(*_NEW)
+_NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority','limit_key','timeout_s','backoff','tags',
+        'unique_key','unique_until')
+_INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict do nothing"   # its key is taken; or a commit that was cut short is made again
+_new,_parents = attrgetter(*_NEW),attrgetter('parents')
 
 _ALL = [o.name for o in fields(NewJob)]
 _INSERT_ALL = f"insert into tenant_jobs(status,{','.join(_ALL)}) values('pending',{','.join('?'*len(_ALL))}) on conflict do nothing"
@@ -34,15 +36,15 @@ class SqliteStore(SqliteFile):
         wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
     )->bool: # Whether this thread made the commit; one doorbell for each commit is enough
         "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`; `ValueError` if one waits for a job that does not exist"
-        if any([o.parents for o in jobs]): return self._insert_waiting(jobs, wait_s)
-        return self.insert_rows(_INSERT, [_new(o) for o in jobs], wait_s)
+        if any(map(_parents, jobs)): return self._insert_waiting(jobs, wait_s)
+        return self.insert_rows(_INSERT, list(map(_new, jobs)), wait_s)
 
     def insert_into(self,
         conn, # A connection inside a transaction of the caller's
         jobs:list, # `NewJob`s
     ):
         "Add the jobs to somebody else's transaction. Raises as `insert` does"
-        try: self._put(conn, jobs) if any([o.parents for o in jobs]) else conn.executemany(_INSERT, [_new(o) for o in jobs])
+        try: self._put(conn, jobs) if any(map(_parents, jobs)) else conn.executemany(_INSERT, map(_new, jobs))
         except apsw.Error as e: raise store_error(e, self.path) from e
 
     @property
@@ -163,8 +165,11 @@ def renew(self:SqliteStore,
 
 # %% ../../nbs/store/02_sqlite.ipynb #bfb50616
 _HELD = "where rowid=? and id=? and status='running' and fence=?"
-_ACK = f'''update tenant_jobs set status=?, result=?, error_log=coalesce(?,error_log), retry_count=?, run_at=?, ready=?,
-    started_at=coalesce(?,started_at), completed_at=?, owner=null,
+_KEEP = """unique_key=case when unique_key<'r' and exists (select 1 from tenant_jobs o indexed by tj_unique
+    where o.unique_key=tenant_jobs.unique_key and o.status='pending') then null else unique_key end"""
+_ACK = f'''update tenant_jobs set status=iif(?1='pending' and cancel_at is not null,'cancelled',?1), result=?2, error_log=coalesce(?3,error_log), retry_count=?4,
+    run_at=iif(cancel_at is null,?5,null), ready=iif(cancel_at is null,?6,null), started_at=coalesce(?7,started_at),
+    completed_at=iif(?6 is null or cancel_at is not null,?8,null), owner=null, {_KEEP},
     attempts=case when ?9 is null then attempts else json_insert(coalesce(attempts,'[]'),'$[#]',json(?9)) end
     where rowid=?10 and id=?11 and status='running' and fence=?12'''
 
@@ -175,7 +180,7 @@ _DONE_100 = f'''with v(res,began,ended,r,i,f) as (values {','.join(['(?,?,?,?,?,
 def _ack_args(a):
     c = a.claim
     return (a.status, a.result, a.error, a.retry_count, a.run_at, a.ready, a.started_at,
-            a.ended_at if a.ready is None else None, a.note, c.row, c.id, c.fence)
+            a.ended_at, a.note, c.row, c.id, c.fence)
 
 # %% ../../nbs/store/02_sqlite.ipynb #6b6ab58a
 @patch
@@ -266,7 +271,8 @@ def is_shut(self:SqliteStore)->bool:
     return bool(self._do("select 1 from tenant_meta where key='gate'"))
 
 # %% ../../nbs/store/02_sqlite.ipynb #50a5fbb9
-_BACK = f"update tenant_jobs set status='pending', ready=?, owner=null, started_at=null {_HELD}"
+_BACK = f"""update tenant_jobs set status=iif(cancel_at is null,'pending','cancelled'), ready=iif(cancel_at is null,?,null), completed_at=cancel_at,
+    run_at=iif(cancel_at is null,run_at,null), owner=null, started_at=null, {_KEEP} {_HELD}"""
 
 @patch
 def release(self:SqliteStore,
@@ -377,8 +383,9 @@ def crashed(
     n,first = c.retry_count+1,'"crashed"' not in (attempts or '')
     note = f'{{"n":{n},"outcome":"crashed","at":"{now}"}}'
     if n>=c.max_retries: return Ack(c, 'failed', error=why, retry_count=n, ended_at=now, note=note)
-    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=now, ready=DUE, note=note)
-    return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, backoff(n)), ready=LATER, note=note)
+    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=now, ready=DUE, ended_at=now, note=note)
+    wait = row_backoff(c.backoff).delay(n) if c.backoff else backoff(n)
+    return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, wait), ready=LATER, ended_at=now, note=note)
 
 def _later(now, s): return to_iso(from_iso(now)+s)
 
@@ -450,42 +457,6 @@ def adopt(self:SqliteStore,
         self.ack([crashed(Claim(*o[:-1]), o[-1], now, 'Crashed: left running by the older package') for o in got])
     return n+len(rows)
 
-# %% ../../nbs/store/02_sqlite.ipynb #ba1d3596
-_AGAIN = _TYPES+"""update tenant_jobs set status='pending', ready=1, run_at=?1, retry_count=0, completed_at=null, started_at=null
-    where rowid in (select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
-        where task is not null and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
-
-@patch
-def retry_failed(self:SqliteStore,
-    now:str, # The time
-    job_type:str=None, # Only jobs of this type; None for all
-    error_contains:str=None, # Only jobs whose error log holds this text; None for all
-    since:str=None, # Only jobs that failed then or later; None for all
-)->int: # How many are pending again
-    "Make failed jobs due, as if they had never been tried"
-    n,folks = 0,[]
-    while True:
-        with self.writing():
-            rows = self._do(_AGAIN+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
-            if kids := [o for o, in rows if o]: folks += self.link_again(kids)
-            if len(rows)<200 and folks: self.over(folks, now)
-        n += len(rows)
-        if len(rows)<200: return n
-
-@patch
-def discard(self:SqliteStore,
-    ids:list, # Job ids; None for all that are unfinished
-    now:str, # The time
-    why:str, # For the error_log
-)->int: # How many were cancelled
-    "Cancel jobs that wait, or that a claim of an earlier time holds"
-    with self.writing() as c:
-        rows = self._do("""update tenant_jobs set status='cancelled', ready=null, run_at=null, owner=null, completed_at=?,
-            error_log=coalesce(error_log||char(10),'')||? where status in ('pending','running') and (?3 is null or id in (select value from json_each(?3))) returning id""",
-            (now, why, None if ids is None else _json(ids)))
-        if any_waits(c): self.over([o for o, in rows], now)
-    return len(rows)
-
 # %% ../../nbs/store/02_sqlite.ipynb #6b1563f5
 @patch
 def get(self:SqliteStore,
@@ -549,3 +520,57 @@ def unfinished(self:SqliteStore)->bool:
         select 1 from (select 1 from tenant_jobs indexed by tj_held where ready=3 limit 1) union all
         select 1 from (select 1 from tenant_job_parents limit 1) union all
         select 1 from (select 1 from tenant_workers limit 1)'''))
+
+# %% ../../nbs/store/02_sqlite.ipynb #ba1d3596
+_FREE = """(unique_key is null or not exists (select 1 from tenant_jobs o indexed by tj_unique where o.unique_key=tenant_jobs.unique_key and o.rowid<>tenant_jobs.rowid
+    and (o.status='pending' or o.unique_key>='t' or o.status='running' and o.unique_key>='r')))"""
+_ANEW = "update or ignore tenant_jobs set status='pending', ready=1, run_at=?1, retry_count=0, completed_at=null, started_at=null, cancel_at=null where "
+_AGAIN = _TYPES+_ANEW+f"""rowid in (select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
+        where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
+_AGAIN_ONE = _ANEW+f"id=?2 and status in ('failed','cancelled') and task is not null and {_FREE}"
+_NOW = "update tenant_jobs set ready=1, run_at=?1 where id=?2 and status='pending' and ready<=0"
+
+@patch
+def retry_failed(self:SqliteStore,
+    now:str, # The time
+    job_type:str=None, # Only jobs of this type; None for all
+    error_contains:str=None, # Only jobs whose error log holds this text; None for all
+    since:str=None, # Only jobs that failed then or later; None for all
+)->int: # How many are pending again
+    "Make failed jobs due, as if they had never been tried"
+    n,folks = 0,[]
+    while True:
+        with self.writing():
+            rows = self._do(_AGAIN+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
+            if kids := [o for o, in rows if o]: folks += self.link_again(kids)
+            if len(rows)<200 and folks: self.over(folks, now)
+        n += len(rows)
+        if len(rows)<200: return n
+
+@patch
+def retry(self:SqliteStore,
+    now:str, # The time
+    id:str, # Job id
+)->str: # None if it is due now; else why not: `missing`, its status, or `unique` if another job has its unique key
+    "Make one job due: with all its attempts if it had failed or was cancelled, ahead of its time if it waits"
+    with self.writing():
+        if self._count(_AGAIN_ONE, (now, id)): self.over(self.link_again([id]), now); return None
+        if self._count(_NOW, (now, id)): return None
+        rows = self._do("select status,task from tenant_jobs where id=?", (id,))
+    if not rows: return 'missing'
+    status,task = rows[0]
+    return 'unique' if status in ('failed','cancelled') and task else status
+
+@patch
+def discard(self:SqliteStore,
+    ids:list, # Job ids; None for all that are unfinished
+    now:str, # The time
+    why:str, # For the error_log
+)->int: # How many were cancelled
+    "Cancel jobs that wait, or that a claim of an earlier time holds"
+    with self.writing() as c:
+        rows = self._do("""update tenant_jobs set status='cancelled', ready=null, run_at=null, owner=null, completed_at=?,
+            error_log=coalesce(error_log||char(10),'')||? where status in ('pending','running') and (?3 is null or id in (select value from json_each(?3))) returning id""",
+            (now, why, None if ids is None else _json(ids)))
+        if any_waits(c): self.over([o for o, in rows], now)
+    return len(rows)
