@@ -70,6 +70,7 @@ class Lane:
         self.hungry = self.lined = False
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
+        self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
     def __repr__(self): return f'Lane({self.name!r})'
     def now(self)->str:
@@ -134,7 +135,7 @@ def turn(self:Lane,
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
 
-# %% ../nbs/11_lane.ipynb #5cfde250
+# %% ../nbs/11_lane.ipynb #bba4706a
 @patch
 def _freed(self:Lane, claimed):
     "Make known what became of those who waited for jobs that ended"
@@ -300,7 +301,7 @@ def tell(self:Lane,
     self.told = t
     self.here.ring(self.name)
 
-# %% ../nbs/11_lane.ipynb #5174dd6a
+# %% ../nbs/11_lane.ipynb #e0548694
 @patch
 def announce(self:Lane,
     jobs:list, # `NewJob`s that were committed
@@ -347,7 +348,7 @@ def end(self:Lane,
     self.acks.append(a)
     return a.ended
 
-# %% ../nbs/11_lane.ipynb #eec0125a
+# %% ../nbs/11_lane.ipynb #890d21e9
 @patch
 def halt(self:Lane,
     a:Attempt, # Claimed by this lane

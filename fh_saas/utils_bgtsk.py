@@ -22,8 +22,10 @@ from .context import current, joined, lock_held
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
+from .retention import Sweep, check_batch, keep_rules, keeps_of
 from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedules_of
 from .store.base import DUE, FINAL, HANDED, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
+from .store.retention import read_keeps, save_keeps
 from .tasks import Known, check_tries, register, task
 from .telemetry import emit, listening
 from .waiting import check_timeout, waits
@@ -666,6 +668,34 @@ def _run_schedule(self:BackgroundTaskManager, s):
 @patch
 def _plans(self:BackgroundTaskManager):
     with self._using() as lane: return lane.timetable.plans(lane.store, self.clock(), all=True)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #7efaf9e0
+@patch
+def keep(self:BackgroundTaskManager,
+    *,
+    completed:float=..., # Days to keep completed jobs, or a `timedelta`; infinity for ever; None for no rule; `...` leaves the rule as it is
+    failed:float=..., # The same for failed jobs
+    cancelled:float=..., # The same for cancelled jobs
+    job_type:str=None, # Only for jobs of this type; None for all types
+):
+    """Set for how long jobs are kept once they are over. Raises `TypeError` or `ValueError` naming the option, and then changes
+    nothing; `StoreBusy` or `StoreError`"""
+    rules = keep_rules(job_type, completed=completed, failed=failed, cancelled=cancelled)
+    with self._using() as lane, lane.store.writing() as c: save_keeps(c, rules)
+
+@patch
+def keeps(self:BackgroundTaskManager)->list: # `Keep`s, by status and type
+    "The rules, those for all tenants among them"
+    with self._using() as lane: return keeps_of(read_keeps(lane.store), lane.keeps())
+
+@patch
+def prune(self:BackgroundTaskManager,
+    batch:int=None, # At most so many jobs in one commit; None for as many as take about eight milliseconds
+    now:float=None, # The time in seconds since 1970; None for the clock's
+)->int: # Jobs that were removed
+    "Remove at once what the rules do not keep. Raises `StoreBusy` or `StoreError`; what went until then is gone"
+    check_batch(batch, now)
+    with self._using() as lane: return Sweep(lane, read_keeps(lane.store), lane.keeps(), self.clock() if now is None else now, batch, self.busy_s).run()
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0e4baa3e
 @patch
