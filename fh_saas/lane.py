@@ -71,6 +71,7 @@ class Lane:
         self.hungry = self.lined = False
         self.told,self.users,self.server = 0.,weakref.WeakSet(),None
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
+        self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
     def __repr__(self): return f'Lane({self.name!r})'
     def now(self)->str:

@@ -12,17 +12,20 @@ import time as _clock
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
 from fastcore.basics import patch, patch_to
+from operator import attrgetter
 from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
+from .children import run_attempt
 from .context import Block, current, joined, lock_held
-from .executor import call, settle
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
+from .retention import Sweep, check_batch, keep_rules, keeps_of
 from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedules_of
 from .store.base import DUE, FINAL, HANDED, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
+from .store.retention import read_keeps, save_keeps
 from .tasks import Known, check_tries, register, task
 from .telemetry import emit, listening
 from .waiting import check_timeout, waits
@@ -196,23 +199,24 @@ def submit(self, /,
 def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False):
     "A checked row"
     lane = self._lane
-    if not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
-    if not job_type.strip(): raise ValueError('job_type must not be empty')
+    job_type = _job_type(job_type)
     if not callable(func): raise TypeError(f'task_func must be callable, not {func!r}')
     t,alone = lane.known.of(func, lane.owner)
     if max_retries is _TRIES: max_retries = t.defaults.get('max_retries', 3)
-    check_tries(max_retries)
+    else: check_tries(max_retries)
     t.check(kwargs)
     payload,typed = dump_kwargs(func, kwargs, self.payload_limit)
     s = self.clock()
     handed = self.worker and self.handoff>0 and not now and current.get() is None      # a task has no response to wait for
-    job = NewJob(lane.ids(s), _text(job_type), payload, int(max_retries), at := to_iso(s), t.name,
+    job = NewJob(lane.ids(s), job_type, payload, int(max_retries), at := to_iso(s), t.name,
                  to_iso(s+self.handoff) if handed else at, HANDED if handed else DUE, typed)
     if alone: lane.known.held[job.id] = t
     return job
 
-def _text(s):
-    if type(s) is str and s.isascii(): return s
+def _job_type(s):
+    if type(s) is str and s.isascii() and s.strip(): return s
+    if not isinstance(s, str): raise TypeError(f'job_type must be text, not {s!r}')
+    if not s.strip(): raise ValueError('job_type must not be empty')
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
     return str.__str__(s)     # an enum's own `str` gives its name
 
@@ -252,13 +256,15 @@ def _in_write(self:BackgroundTaskManager):
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
+_ready = attrgetter('ready')
+
 @patch
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if lane.store.freed: lane._freed(0)       # a parent was over already
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
-    due = DUE in [o.ready for o in jobs]
+    due = DUE in map(_ready, jobs)
     if self.worker:
         w = self._serve(lane)
         if due: lane.news = True; w.kick(lane)
@@ -359,7 +365,7 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     try:
         lane.start(a)
         began = _clock.monotonic()
-        out = call(a.task, a.claim, a)
+        out = run_attempt(a)
         lane.end(a, out, _clock.monotonic()-began)
         with lane.turning: lane.turn(0)
         if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
@@ -644,6 +650,34 @@ def _run_schedule(self:BackgroundTaskManager, s):
 @patch
 def _plans(self:BackgroundTaskManager):
     with self._using() as lane: return lane.timetable.plans(lane.store, self.clock(), all=True)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #3a66511f
+@patch
+def keep(self:BackgroundTaskManager,
+    *,
+    completed:float=..., # Days to keep completed jobs, or a `timedelta`; infinity for ever; None for no rule; `...` leaves the rule as it is
+    failed:float=..., # The same for failed jobs
+    cancelled:float=..., # The same for cancelled jobs
+    job_type:str=None, # Only for jobs of this type; None for all types
+):
+    """Set for how long jobs are kept once they are over. Raises `TypeError` or `ValueError` naming the option, and then changes
+    nothing; `StoreBusy` or `StoreError`"""
+    rules = keep_rules(job_type, completed=completed, failed=failed, cancelled=cancelled)
+    with self._using() as lane, lane.store.writing() as c: save_keeps(c, rules)
+
+@patch
+def keeps(self:BackgroundTaskManager)->list: # `Keep`s, by status and type
+    "The rules, those for all tenants among them"
+    with self._using() as lane: return keeps_of(read_keeps(lane.store), lane.keeps())
+
+@patch
+def prune(self:BackgroundTaskManager,
+    batch:int=None, # At most so many jobs in one commit; None for as many as take about eight milliseconds
+    now:float=None, # The time in seconds since 1970; None for the clock's
+)->int: # Jobs that were removed
+    "Remove at once what the rules do not keep. Raises `StoreBusy` or `StoreError`; what went until then is gone"
+    check_batch(batch, now)
+    with self._using() as lane: return Sweep(lane, read_keeps(lane.store), lane.keeps(), self.clock() if now is None else now, batch, self.busy_s).run()
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0e4baa3e
 @patch

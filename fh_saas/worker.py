@@ -11,10 +11,12 @@ import atexit, heapq, msgspec, os, select, selectors, signal, socket, sys, threa
 from collections import deque
 from fastcore.basics import patch
 from .async_pool import AsyncPool
+from .children import children, run_attempt
 from .executor import call, timed_out
 from .lane import Lane
 from .maintenance import heartbeat, mend, release_lost, rescue
 from .presence import Presence
+from .retention import Pruner
 from .shares import Line, Ready
 from .telemetry import log
 from itertools import count
@@ -49,6 +51,7 @@ class Worker:
         self._end = threading.Event()
         self._heard_by = weakref.WeakSet()        # presences whose bells the dispatcher hears
         self.beat = time.monotonic()              # when the dispatcher last came round
+        self.pruner = Pruner()
         self._clocked = 0.                        # when it next asks which jobs have become due
     def __repr__(self): return f'Worker(threads={self.threads}, lanes={len(self.lanes)}, running={len(self.running)})'
 
@@ -186,7 +189,7 @@ def _run(self:Worker, a, at=None):
     a.lane.start(a, at)
     if a.claim.timeout_s: self._limit(a)
     t = time.monotonic()
-    try: out = call(a.task, a.claim, a)
+    try: out = run_attempt(a)
     finally: self.at_work.discard(a)
     if a.token is None or _mine(a): return a.lane.end(a, out, time.monotonic()-t)
 
@@ -323,7 +326,7 @@ def _spread(self:Worker, lane, got, runner):
     for a in got: (theirs if a.task.is_async else mine).append(a)
     nsync = 0
     for a in mine:
-        if runner and not a.claim.timeout_s and self._short(lane, a.task.name): lane.small.append(a)
+        if runner and not (a.claim.timeout_s or a.task.process) and self._short(lane, a.task.name): lane.small.append(a)
         else: self.ready.offer(lane, a); nsync += 1
     for _ in range(min(nsync, self.idle)): self._tickets.put(None)
     if nsync>self.idle: self._watch()
@@ -414,7 +417,7 @@ def _look(self:Worker, now):
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
 
-# %% ../nbs/15_worker.ipynb #075012cf
+# %% ../nbs/15_worker.ipynb #4f4aceb1
 _number = count()
 
 def _mine(a):
@@ -447,7 +450,7 @@ def _expire(self:Worker, now):
         log.warning('job %s timed out after %g s; its thread goes on until the task returns', a.claim.id, a.claim.timeout_s)
         self.kick(a.lane)
 
-# %% ../nbs/15_worker.ipynb #a04d1439
+# %% ../nbs/15_worker.ipynb #6cb42e6f
 @patch
 def _retire(self:Worker, a):
     "The task of an attempt that was ended before has returned: its thread is one too many now"
@@ -523,6 +526,7 @@ def _care(self:Worker, lane, beat):
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
+        self.pruner.offer(lane)
     lane._look_ahead()                            # jobs for later that other processes submitted
     if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
 
@@ -583,15 +587,16 @@ def leave(self:Worker,
     self._give_back(lanes)
     busy = lambda: [a for a in list(self.running) if a.lane in lanes]
     _until(lambda: not busy(), grace_s)
+    soon = min(1., grace_s)
     for a in busy():
-        if a.handle: self.pool.cancel(a)
-    _until(lambda: not any(a.handle for a in busy()), min(1., grace_s))
+        if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
+    _until(lambda: not any(a.handle for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
     for o in lanes:
         with o.turning:
             if not o.closed: o.turn(0, wait_s=1.)
     with self._lock: self.lanes = [o for o in self.lanes if o not in lanes]
-    for o in lanes: o.server = None
+    for o in lanes: o.server = None; self.ready.forget(o)
     for h in {id(o.here):o.here for o in lanes if o.here}.values(): self._deafen(h)
     for o in lanes: o.closing = False
 
@@ -616,6 +621,7 @@ def stop(self:Worker,
     global _worker
     if _worker is self: _worker = None
     self.stopping = True
+    self.pruner.stop()
     self._wake()
     self.leave(list(self.lanes), grace_s)
     self.stopped = True
@@ -623,6 +629,7 @@ def stop(self:Worker,
     for _ in range(self.nthreads): self._tickets.put(_STOP)
     self._wake()
     self.pool.stop()
+    children.close(min(1., grace_s))
     if self._dispatcher and self._dispatcher is not threading.current_thread(): self._dispatcher.join(1.)
 
 # %% ../nbs/15_worker.ipynb #8e47428b
