@@ -391,7 +391,12 @@ class JobTransaction(Block):
         super().__init__(job.lane)
         self.job,self.open,self.result = job,False,None
 
-    def insert(self, jobs): self.lane.store.insert_into(self._conn, jobs); self.jobs += jobs
+    def insert(self,
+        jobs:list, # `NewJob`s
+    ):
+        "Add rows to the transaction"
+        self.lane.store.insert_into(self._conn, jobs)
+        self.jobs += jobs
 
     def _begin(self):
         from fastlite import Database

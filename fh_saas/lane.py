@@ -382,7 +382,7 @@ def finished(self:Lane,
 @patch
 def _end_over(self:Lane, a, out):
     b = a.over
-    a.ended,a.result,a.ack,a.took = b.ended,b.result,b.ack,b.took
+    a.ended,a.result,a.took,a.ack = b.ended,b.result,b.took,settle(a.claim, Outcome('returned', b.result), a.began, self.clock(), a.task)
     if out.how=='failed': log.warning('job %s was completed by its transaction(); what its task raised after that changes nothing: %s', a.claim.id, out.summary)
     elif out.result and not b.result: log.warning('job %s: its transaction() completed it without a result, and what its task returned came too late; use job.finish(…) in the block', a.claim.id)
     self.acks.append(a)
