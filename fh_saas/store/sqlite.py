@@ -8,11 +8,12 @@ __all__ = ['SqliteStore', 'crashed']
 # %% ../../nbs/store/02_sqlite.ipynb #86abf8e0
 import apsw, msgspec
 from collections import deque
+from dataclasses import fields
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
 from ..options import row_backoff
 from ..retry import backoff
-from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES, StoreError, StoreMoved
+from .base import Ack, Claim, DUE, LATER, NewJob, PARKED, STATUSES, StoreError, StoreMoved
 from .flow import any_waits, forgotten, let_go, put_waiting, wait_again
 from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
@@ -23,8 +24,9 @@ _NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','re
 _INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict do nothing"   # its key is taken; or a commit that was cut short is made again
 _new,_parents = attrgetter(*_NEW),attrgetter('parents')
 
-_INSERT_ALL = _INSERT.replace(') values(', ',parents,on_failed) values(').replace(',?) on', ',?,?,?) on')
-_new_all = attrgetter(*_NEW, 'parents', 'on_failed')
+_ALL = [o.name for o in fields(NewJob)]
+_INSERT_ALL = f"insert into tenant_jobs(status,{','.join(_ALL)}) values('pending',{','.join('?'*len(_ALL))}) on conflict do nothing"
+_new_all = attrgetter(*_ALL)
 
 class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
@@ -53,7 +55,7 @@ class SqliteStore(SqliteFile):
         self._c.execute(sql, args).fetchall()
         return self._c.changes()
 
-# %% ../../nbs/store/02_sqlite.ipynb #f8ad3f16
+# %% ../../nbs/store/02_sqlite.ipynb #0fd88cd1
 @patch
 def _insert_waiting(self:SqliteStore, jobs, wait_s):
     if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
@@ -387,7 +389,7 @@ def crashed(
 
 def _later(now, s): return to_iso(from_iso(now)+s)
 
-# %% ../../nbs/store/02_sqlite.ipynb #21435b19
+# %% ../../nbs/store/02_sqlite.ipynb #327eb4c8
 @patch
 def over(self:SqliteStore,
     ids:list, # Jobs that may be over
@@ -414,7 +416,7 @@ def mend(self:SqliteStore,
         with self.writing(wait_s): self.over(late)
     return len(late)
 
-# %% ../../nbs/store/02_sqlite.ipynb #499bb89a
+# %% ../../nbs/store/02_sqlite.ipynb #f113cd46
 _KIDS = '''select c.* from tenant_jobs p cross join tenant_jobs c on c.rowid>p.rowid
     where p.id=?1 and c.parents is not null and instr(c.parents,?2) order by c.rowid limit ?3'''
 _FOLKS = '''select p.* from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value where c.id=? order by v.key'''
@@ -469,6 +471,20 @@ def statuses(self:SqliteStore,
 )->dict: # Status by id; those that are not there are left out
     "How jobs are doing"
     return dict(self.read('select id,status from tenant_jobs where id in (select value from json_each(?))', (_json(ids),)))
+
+@patch
+def get_all(self:SqliteStore,
+    ids:list, # Job ids
+)->list: # Dicts of column values, in the order of `ids`; those that do not exist are left out
+    "Several rows"
+    return self._rows('select j.* from json_each(?) v cross join tenant_jobs j on j.id=v.value order by v.key', (_json(ids),))
+
+@patch
+def statuses(self:SqliteStore,
+    ids:list, # Job ids
+)->dict: # Status by id; those that do not exist are left out
+    "How several jobs are"
+    return dict(self.read('select j.id,j.status from json_each(?) v cross join tenant_jobs j on j.id=v.value', (_json(ids),)))
 
 @patch
 def _rows(self:SqliteStore, sql, args):
