@@ -25,6 +25,7 @@ class Limits:
     ):
         self.store,self.known,self.clock = store,known,clock
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
+        self.due = self.named = True          # whether anything is due, and whether in a named queue
         self.widths = {}                      # jobs of a queue that may run in this process at the same time, by name
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
@@ -36,7 +37,7 @@ def is_shut(self:Limits,
     c, # The connection, inside `writing()`
 )->bool:
     "Whether nothing at all may be claimed. Brings the controls up to date"
-    shut,seen = gate_and_controls(c)
+    shut,seen,self.due,self.named = gate_and_controls(c)
     if seen!=self._seen: self.ctl,self._seen = read_controls(c),seen
     return shut
 
@@ -46,9 +47,9 @@ def queues(self:Limits,
     running:list, # `Claim`s that this process has in hand
     serves:set=None, # Names of the queues that this process serves, `default` for the default one; None for all
 )->tuple: # Pairs (queue, at most so many of it)
-    "From which queues to claim, inside `writing()`"
+    "From which queues to claim, inside `writing()`, after `is_shut`"
+    if not (self.named or self.ctl or self.widths or serves): return (None, limit),
     names = self.store.due_queues()
-    if names==[None] and not (self.ctl or self.widths or serves): return (None, limit),
     out,busy = [],Counter(c.queue or 'default' for c in running) if self.widths else {}
     for q in names:
         name = q or 'default'
