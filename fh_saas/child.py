@@ -224,6 +224,7 @@ def serve(
     p = Parent(Wire(socket.socket(fileno=fd)))
     signal.signal(signal.SIGTERM, p._on_sigterm)
     signal.signal(signal.SIGINT, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))    # the parent's thread may have blocked them
     _tie(life)
     _behave()
     os.register_at_fork(after_in_child=lambda: (p.wire.sock.close(), os.close(life)))
