@@ -18,7 +18,7 @@ import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
 from .children import run_attempt
-from .context import current, joined, lock_held
+from .context import Block, current, joined, lock_held
 from .ids import to_iso
 from .lane import Attempt, generation, open_lane
 from .payload import dump_kwargs
@@ -495,29 +495,11 @@ def _waited(self:BackgroundTaskManager, o, job_id, timeout):
     raise TimeoutError(f'job {job_id} ({job.job_type}) is still {job.status}{due} after {timeout:g} s')
 
 # %% ../nbs/20_utils_bgtsk.ipynb #81dee829
-class Transaction:
+class Transaction(Block):
     "Business rows and jobs that commit together or not at all"
-    holds = True     # the write lock
     def __init__(self,
         manager:BackgroundTaskManager, # Whose database it is
     ): self.manager,self.lane,self.open,self.jobs = manager,manager._lane,False,[]
-
-    def __enter__(self): return self._enter(self._begin())
-    def __exit__(self, typ, e, tb): self._leave(); self._end(typ is None)
-    async def __aenter__(self):
-        begun = asyncio.ensure_future(asyncio.to_thread(self._begin))
-        try: return self._enter(await asyncio.shield(begun))
-        except asyncio.CancelledError:     # the thread goes on waiting for the lock: when it has it, let go of it
-            begun.add_done_callback(lambda f: f.cancelled() or f.exception() or self._end(False))
-            raise
-    async def __aexit__(self, typ, e, tb):
-        self._leave()
-        await asyncio.to_thread(self._end, typ is None)
-    def _enter(self, db): self._token = _tx.set(self); return db
-    def _leave(self):
-        self.open = False
-        try: _tx.reset(self._token)
-        except ValueError: pass            # a generator that goes on elsewhere than it began: there, it is not set
 
 # %% ../nbs/20_utils_bgtsk.ipynb #c68cb1fd
 @patch
@@ -669,7 +651,7 @@ def _run_schedule(self:BackgroundTaskManager, s):
 def _plans(self:BackgroundTaskManager):
     with self._using() as lane: return lane.timetable.plans(lane.store, self.clock(), all=True)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #7efaf9e0
+# %% ../nbs/20_utils_bgtsk.ipynb #3a66511f
 @patch
 def keep(self:BackgroundTaskManager,
     *,
