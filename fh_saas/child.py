@@ -99,7 +99,7 @@ class Stand:
         began:str=None, # When it began, as `to_iso` gives it
         place:tuple=None, # (path of the database, folder of its presence, tenant); None for `:memory:`
     ):
-        self.task,self.claim,self.began,self.place,self.job,self.stop,self.over,self.took = task,claim,began,place,None,None,None,0.
+        self.task,self.claim,self.began,self.place,self.job,self.stop,self.over,self.claimed_at = task,claim,began,place,None,None,None,0.
         self._lane,self._over = None,threading.Event()
     def __repr__(self): return f'Stand({self.task.name}, {self.claim.id})'
 

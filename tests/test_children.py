@@ -308,7 +308,7 @@ def test_a_step_outlives_the_parent(t):
     assert m.list_jobs()[0].result=='"-"' and len(t.log('start'))==2
 
 @pytest.mark.parametrize('then', ['return', 'crash'])
-def test_transaction(t, then):
+def test_transaction(t, then, caplog):
     "P4 in a child: rows, children and the completion are one commit, whatever happens to the process after it"
     t.db().execute('create table bookings(n int)')
     m = t.mgr(handoff=0)
@@ -319,6 +319,7 @@ def test_transaction(t, then):
     all_done(m, 2)
     until(lambda: not m._lane.hand)
     assert m.get_job(id)==j and [o['n'] for o in t.dbs[0].q('select n from bookings')]==[1] and len(t.log('booked'))==1
+    assert ('refused' in caplog.text)==(then=='crash')
 
 def test_transaction_that_fails(t):
     t.db().execute('create table bookings(n int)')

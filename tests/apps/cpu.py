@@ -128,13 +128,12 @@ def tells(job:JobContext): return [job.tenant, current_job().id]
 @task(process=True)
 def books(folder, job:JobContext, then='return', fail=False):
     "Completes the job together with a row"
+    m = BackgroundTaskManager(opened(f'{folder}/t.db'))
     with job.transaction() as db:
         db.execute('insert into bookings(n) values(?)', (job.attempt,))
         if fail: raise ValueError('not booked')
-        manager_of(folder).submit('cpu', gate, folder=folder, name='child')
+        m.submit('cpu', gate, folder=folder, name='child')
         job.finish('booked')
     say(folder, 'booked')
     if then=='crash': ctypes.string_at(0)
     if then=='hold': gate(folder)
-
-def manager_of(folder): return BackgroundTaskManager(opened(f'{folder}/t.db'))
