@@ -105,7 +105,8 @@ def counts(n, job:JobContext):
     job.log(f'{n} rows')
 async def acounts(n, job:JobContext): counts(n, job)
 
-def writes(m): return m._lane.store._writer.conn.total_changes()
+def writes(m):
+    with m._lane.store._writer.use() as c: return c.total_changes()
 
 @pytest.mark.parametrize('f', [counts, acounts])
 @pytest.mark.parametrize('worker', [True, False])
