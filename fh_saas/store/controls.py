@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_controls', 'set_control', 'gate_and_controls', 'hold', 'let_go', 'held_for', 'counts', 'count_type',
-           'room_of_rate', 'note_starts', 'next_start', 'free_keys', 'is_over', 'holders', 'cancel', 'asked']
+           'room_of_rate', 'note_starts', 'next_start', 'free_keys', 'is_over', 'holders', 'insert_unique', 'cancel',
+           'asked']
 
 # %% ../../nbs/store/08_controls.ipynb #4023bac9
 import apsw, msgspec
@@ -144,6 +145,26 @@ def holders(
         rows = _rows(file, f'select id from tenant_jobs indexed by tj_unique where {_HOLDS}', (j.unique_key,))
         return rows[0][0] if rows else None
     return [one(j) if j.unique_key else j.id for j in jobs]
+
+# %% ../../nbs/store/08_controls.ipynb #32100931
+def insert_unique(
+    store, # A `SqliteStore`
+    jobs:list, # `NewJob`s, some with a `unique_key`
+    now:str, # The time
+    wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
+    conn=None, # A connection inside a transaction of the caller's; None for a commit of its own
+)->tuple: # (whether this thread made the commit, for each job its own id or that of the one that holds its key)
+    "Make jobs durable, all or none, except those whose key is taken. Raises as `insert` does"
+    if len(jobs)==1 and not conn and not is_over(store, jobs[0].unique_key, now):       # its commit may be shared with others'
+        ring = store.insert(jobs, wait_s)
+        if (ids := holders(store, jobs))[0]: return ring,ids       # if not: who held it has just ended
+    if conn: return True,_insert_held(conn, store, jobs, now)
+    with store.writing(wait_s) as c: return True,_insert_held(c, store, jobs, now)
+
+def _insert_held(c, store, jobs, now):
+    free_keys(c, [o.unique_key for o in jobs if o.unique_key], now)
+    store.insert_into(c, jobs)
+    return holders(c, jobs)
 
 # %% ../../nbs/store/08_controls.ipynb #72d928cc
 def cancel(
