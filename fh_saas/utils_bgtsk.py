@@ -512,124 +512,6 @@ async def alist_jobs(self:BackgroundTaskManager,
     "`list_jobs` without holding up the loop"
     return await asyncio.to_thread(self.list_jobs, job_type, status, limit)
 
-# %% ../nbs/20_utils_bgtsk.ipynb #e5fe001c
-def _what(queue, job_type):
-    if (queue is None)==(job_type is None): raise TypeError('give either queue= or job_type=')
-    return f'q:{text("queue", queue)}' if job_type is None else f't:{_type(job_type)}'
-
-def _type(s):
-    if not isinstance(s, str): raise TypeError(f'job_type must be text, not {s!r}')
-    if not s.strip(): raise ValueError('job_type must not be empty')
-    return _text(s)
-
-@patch
-def _control(self:BackgroundTaskManager, name, value):
-    with self._using() as lane:
-        with lane.store.writing(self.busy_s) as c: set_control(c, name, value)
-        line = name.partition(':')[2]
-        if value is None and line[0]=='t':
-            while self._let_go(lane, line)==1000: pass
-        else: lane.limits.reconsider(self.busy_s)
-        self._ring(lane)
-
-@patch
-def _let_go(self:BackgroundTaskManager, lane, line):
-    with lane.store.writing(self.busy_s) as c: return let_go(c, [(line, 1000)])
-
-@patch
-def _ring(self:BackgroundTaskManager, lane):
-    "Have this process and the others look"
-    lane.news,lane.due_at = True,None
-    if self.worker: self._serve(lane).kick(lane)
-    if lane.here: lane.here.ring(lane.name)
-
-# %% ../nbs/20_utils_bgtsk.ipynb #b76f845c
-@patch
-def pause(self:BackgroundTaskManager,
-    queue:str=None, # A queue, `default` for the one without a name; or give `job_type`
-    job_type:str=None, # A job type
-):
-    "Let no job of it begin, in no process. Raises `StoreError`"
-    self._control(f'pause:{_what(queue, job_type)}', self._lane.now())
-
-@patch
-def resume(self:BackgroundTaskManager,
-    queue:str=None, # What was paused
-    job_type:str=None, # What was paused
-):
-    "End a pause. Raises `StoreError`"
-    self._control(f'pause:{_what(queue, job_type)}', None)
-
-@patch
-def limit(self:BackgroundTaskManager,
-    job_type:str, # Category
-    n:int, # How many may run at the same time, in all processes together; None for no limit
-):
-    "Bound how many jobs of a type run. Raises `ValueError`, `TypeError`, `StoreError`"
-    if n is not None: _whole('n', n, 1)
-    self._control(f'limit:t:{_type(job_type)}', None if n is None else str(n))
-
-@patch
-def controls(self:BackgroundTaskManager)->dict: # `paused_queues` and `paused_types`, each since when by name, and `limits`, numbers by job type
-    "What is paused and limited at this moment. Raises `StoreError`"
-    with self._using() as lane: got = read_controls(lane.store)
-    of = lambda s: {k.removeprefix(s):v for k,v in got.items() if k.startswith(s)}
-    return dict(paused_queues=of('pause:q:'), paused_types=of('pause:t:'), limits={k:int(v) for k,v in of('limit:t:').items()})
-
-# %% ../nbs/20_utils_bgtsk.ipynb #1fc973c0
-@patch
-def cancel(self:BackgroundTaskManager,
-    job_id:str, # The job's id
-    reason:str='Cancelled', # For its `error_log`
-)->bool: # True if it is cancelled; False if it runs and was asked to end
-    "Cancel a job. Raises `JobNotFound`, `ValueError` if it is over, `StoreError`"
-    with self._using() as lane:
-        with lane.store.writing(self.busy_s) as c:
-            gone,running = _cancel(c, [job_id] if _is_text(job_id) else [], lane.now(), str(reason))
-            if gone: lane.store.over(gone, lane.now())
-        if not (gone or running): raise ValueError(f'job {job_id} is {self.get_job(job_id).status}; only what waits or runs can be cancelled')
-        for i in gone:
-            lane.known.held.pop(i, None)
-            for f in lane.waiting.pop(i, ()): f()
-            lane.nudge(i)
-        if lane.store.freed: lane._freed(0)
-        if running: self._obeyed(lane)
-        self._ring(lane)
-    return bool(gone)
-
-@patch
-def _obeyed(self:BackgroundTaskManager, lane):
-    "Tell those that run here at once"
-    if lane.hand: lane._obey()
-
-@patch
-def retry(self:BackgroundTaskManager,
-    job_id:str, # The job's id
-)->TenantJob: # The job, pending
-    """Make a job due now: with all its attempts if it had failed or was cancelled, ahead of its time if it waits for it. Raises `JobNotFound`,
-    `ValueError` if it cannot be, `StoreError`"""
-    with self._using() as lane:
-        why = lane.store.retry(lane.now(), job_id) if _is_text(job_id) else 'missing'
-        if why is None:
-            self._ring(lane)
-            return self.get_job(job_id)
-    job = self.get_job(job_id)
-    raise ValueError(f'job {job_id} cannot be retried: '+('another job has its unique key' if why=='unique' else
-        'it has no task, see adopt()' if job.task is None else f'it is {job.status}'))
-
-@patch
-def retry_failed(self:BackgroundTaskManager,
-    job_type:str=None, # Only jobs of this type; None for all
-    error_contains:str=None, # Only jobs whose `error_log` holds this text; None for all
-    since:datetime=None, # Only jobs that failed then or later, with a time zone; None for all
-)->int: # How many are pending again
-    "Give failed jobs all their attempts again. Raises `TypeError`, `ValueError`, `StoreError`"
-    at = None if since is None else to_iso(instant('since', since))
-    with self._using() as lane:
-        n = lane.store.retry_failed(lane.now(), None if job_type is None else _type(job_type), error_contains, at)
-        if n: self._ring(lane)
-    return n
-
 # %% ../nbs/20_utils_bgtsk.ipynb #f605952b
 @patch
 def wait(self:BackgroundTaskManager,
@@ -776,12 +658,130 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
         try:
             while True:
                 with lane.turning:
-                    lane.failure = None
+                    lane.failure,lane.dirty = None,False
                     got = lane.turn(1, wait_s=self.busy_s)
                     if lane.failure: raise lane.failure
-                if not got and not lane.aside: return n
+                if not got and not (lane.aside or lane.dirty): return n
                 for a in got: self._attempt(lane, a); n += 1
         finally: lane.driven = False
+
+# %% ../nbs/20_utils_bgtsk.ipynb #e5fe001c
+def _what(queue, job_type):
+    if (queue is None)==(job_type is None): raise TypeError('give either queue= or job_type=')
+    return f'q:{text("queue", queue)}' if job_type is None else f't:{_type(job_type)}'
+
+def _type(s):
+    if not isinstance(s, str): raise TypeError(f'job_type must be text, not {s!r}')
+    if not s.strip(): raise ValueError('job_type must not be empty')
+    return _text(s)
+
+@patch
+def _control(self:BackgroundTaskManager, name, value):
+    with self._using() as lane:
+        with lane.store.writing(self.busy_s) as c: set_control(c, name, value)
+        line = name.partition(':')[2]
+        if value is None and line[0]=='t':
+            while self._let_go(lane, line)==1000: pass
+        else: lane.limits.reconsider(self.busy_s)
+        self._ring(lane)
+
+@patch
+def _let_go(self:BackgroundTaskManager, lane, line):
+    with lane.store.writing(self.busy_s) as c: return let_go(c, [(line, 1000)])
+
+@patch
+def _ring(self:BackgroundTaskManager, lane):
+    "Have this process and the others look"
+    lane.news,lane.due_at = True,None
+    if self.worker: self._serve(lane).kick(lane)
+    if lane.here: lane.here.ring(lane.name)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #b76f845c
+@patch
+def pause(self:BackgroundTaskManager,
+    queue:str=None, # A queue, `default` for the one without a name; or give `job_type`
+    job_type:str=None, # A job type
+):
+    "Let no job of it begin, in no process. Raises `StoreError`"
+    self._control(f'pause:{_what(queue, job_type)}', self._lane.now())
+
+@patch
+def resume(self:BackgroundTaskManager,
+    queue:str=None, # What was paused
+    job_type:str=None, # What was paused
+):
+    "End a pause. Raises `StoreError`"
+    self._control(f'pause:{_what(queue, job_type)}', None)
+
+@patch
+def limit(self:BackgroundTaskManager,
+    job_type:str, # Category
+    n:int, # How many may run at the same time, in all processes together; None for no limit
+):
+    "Bound how many jobs of a type run. Raises `ValueError`, `TypeError`, `StoreError`"
+    if n is not None: _whole('n', n, 1)
+    self._control(f'limit:t:{_type(job_type)}', None if n is None else str(n))
+
+@patch
+def controls(self:BackgroundTaskManager)->dict: # `paused_queues` and `paused_types`, each since when by name, and `limits`, numbers by job type
+    "What is paused and limited at this moment. Raises `StoreError`"
+    with self._using() as lane: got = read_controls(lane.store)
+    of = lambda s: {k.removeprefix(s):v for k,v in got.items() if k.startswith(s)}
+    return dict(paused_queues=of('pause:q:'), paused_types=of('pause:t:'), limits={k:int(v) for k,v in of('limit:t:').items()})
+
+# %% ../nbs/20_utils_bgtsk.ipynb #1fc973c0
+@patch
+def cancel(self:BackgroundTaskManager,
+    job_id:str, # The job's id
+    reason:str='Cancelled', # For its `error_log`
+)->bool: # True if it is cancelled; False if it runs and was asked to end
+    "Cancel a job. Raises `JobNotFound`, `ValueError` if it is over, `StoreError`"
+    with self._using() as lane:
+        with lane.store.writing(self.busy_s) as c:
+            gone,running = _cancel(c, [job_id] if _is_text(job_id) else [], lane.now(), str(reason))
+            if gone: lane.store.over(gone, lane.now())
+        if not (gone or running): raise ValueError(f'job {job_id} is {self.get_job(job_id).status}; only what waits or runs can be cancelled')
+        for i in gone:
+            lane.known.held.pop(i, None)
+            for f in lane.waiting.pop(i, ()): f()
+            lane.nudge(i)
+        if lane.store.freed: lane._freed(0)
+        if running: self._obeyed(lane)
+        self._ring(lane)
+    return bool(gone)
+
+@patch
+def _obeyed(self:BackgroundTaskManager, lane):
+    "Tell those that run here at once"
+    if lane.hand: lane._obey()
+
+@patch
+def retry(self:BackgroundTaskManager,
+    job_id:str, # The job's id
+)->TenantJob: # The job, pending
+    """Make a job due now: with all its attempts if it had failed or was cancelled, ahead of its time if it waits for it. Raises `JobNotFound`,
+    `ValueError` if it cannot be, `StoreError`"""
+    with self._using() as lane:
+        why = lane.store.retry(lane.now(), job_id) if _is_text(job_id) else 'missing'
+        if why is None:
+            self._ring(lane)
+            return self.get_job(job_id)
+    job = self.get_job(job_id)
+    raise ValueError(f'job {job_id} cannot be retried: '+('another job has its unique key' if why=='unique' else
+        'it has no task, see adopt()' if job.task is None else f'it is {job.status}'))
+
+@patch
+def retry_failed(self:BackgroundTaskManager,
+    job_type:str=None, # Only jobs of this type; None for all
+    error_contains:str=None, # Only jobs whose `error_log` holds this text; None for all
+    since:datetime=None, # Only jobs that failed then or later, with a time zone; None for all
+)->int: # How many are pending again
+    "Give failed jobs all their attempts again. Raises `TypeError`, `ValueError`, `StoreError`"
+    at = None if since is None else to_iso(instant('since', since))
+    with self._using() as lane:
+        n = lane.store.retry_failed(lane.now(), None if job_type is None else _type(job_type), error_contains, at)
+        if n: self._ring(lane)
+    return n
 
 # %% ../nbs/20_utils_bgtsk.ipynb #9e76921f
 @patch
@@ -965,14 +965,14 @@ def run(self:BackgroundTaskManager,
 
 # %% ../nbs/20_utils_bgtsk.ipynb #ab81de3b
 @patch
-def health(self:BackgroundTaskManager)->dict: # ok, why not, seconds since the worker came round, attempts that run, ends not yet written, pause after errors in s
+def health(self:BackgroundTaskManager)->dict: # ok, why not, seconds since the worker came round, attempts that run, threads whose attempt timed out and goes on, ends not yet written, pause after errors in s
     "How this process's worker and this database are doing. Never raises, never waits"
     w,lane = _w._worker,self._open
     round_s = _clock.monotonic()-w.beat if w else 0.
     paused = max(0., lane.pause_until-_clock.monotonic()) if lane else 0.
     why = ('the worker has not come round for %.0f s'%round_s if round_s>5 else
            f'{lane.name} cannot be written; next try in {paused:.1f} s' if paused else None)
-    return dict(ok=why is None, why=why, round_s=round_s, running=len(w.running) if w else 0, unwritten=len(lane.acks) if lane else 0, paused_s=paused)
+    return dict(ok=why is None, why=why, round_s=round_s, running=len(w.running) if w else 0, stuck=len(w.stuck) if w else 0, unwritten=len(lane.acks) if lane else 0, paused_s=paused)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #d1443916
 @patch

@@ -11,7 +11,7 @@ import atexit, heapq, msgspec, os, select, selectors, signal, socket, sys, threa
 from collections import deque
 from fastcore.basics import patch
 from .async_pool import AsyncPool
-from .executor import call, timed_out
+from .executor import Outcome, call
 from .lane import Lane
 from .maintenance import heartbeat, mend, release_lost, rescue
 from .presence import Presence
@@ -443,7 +443,7 @@ def _expire(self:Worker, now):
         self.ready.done(a)
         with self._lock: self.nthreads += 1
         threading.Thread(target=self._runner, name=f'fh_saas-{next(_number)}-more', daemon=True).start()
-        a.lane.end(a, timed_out(a.claim), a.claim.timeout_s)
+        a.lane.end(a, Outcome('failed'), a.claim.timeout_s)
         log.warning('job %s timed out after %g s; its thread goes on until the task returns', a.claim.id, a.claim.timeout_s)
         self.kick(a.lane)
 
