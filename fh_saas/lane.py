@@ -13,7 +13,7 @@ from .executor import Outcome, settle
 from .ids import JobIds, from_iso, to_iso
 from .limits import Limits
 from .presence import Presence, presence
-from .store.base import Claim, StoreBusy, StoreError
+from .store.base import Claim, DUE, HANDED, LATER, StoreBusy, StoreError
 from .store.controls import asked
 from .store.notes import SqliteStore
 from .tasks import Known, Task
@@ -134,7 +134,7 @@ def turn(self:Lane,
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
 
-# %% ../nbs/11_lane.ipynb #638c4d00
+# %% ../nbs/11_lane.ipynb #5cfde250
 @patch
 def _freed(self:Lane, claimed):
     "Make known what became of those who waited for jobs that ended"
@@ -149,7 +149,7 @@ def _freed(self:Lane, claimed):
         self.news = self.dirty = True
         self.tell(0.)
 
-# %% ../nbs/11_lane.ipynb #1cfbd25f
+# %% ../nbs/11_lane.ipynb #8565ee38
 @patch
 def _due_notes(self:Lane):
     "Contexts whose notes are to be written in this turn"
@@ -180,6 +180,8 @@ def _write(self:Lane, acks):
     refused = [plain[i] for i in self.store.complete([(a.result, a.began, a.ended, *a.claim[:3]) for a in plain])]
     if rest:
         lost = {id(o) for o in self.store.ack([a.ack for a in rest])}
+        if stepped := [a.claim.id for a in rest if a.job is not None and a.job.stepped and a.ack.status=='completed' and id(a.ack) not in lost]:
+            self.store.drop_steps(stepped)
         refused += [a for a in rest if id(a.ack) in lost]
     used = [a for a in acks if a not in refused] if refused else acks
     self.ended += len(used)
@@ -298,6 +300,21 @@ def tell(self:Lane,
     self.told = t
     self.here.ring(self.name)
 
+# %% ../nbs/11_lane.ipynb #5174dd6a
+@patch
+def announce(self:Lane,
+    jobs:list, # `NewJob`s that were committed
+    ring:bool=True, # Whether to ring for other processes; another thread may do that for the same commit
+):
+    "See to it that somebody runs them"
+    if listening():
+        for o in jobs: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
+    now = any(o.ready==DUE for o in jobs)
+    later = min((from_iso(o.run_at) for o in jobs if o.ready in (LATER,HANDED)), default=None)
+    if later is not None and self.due_at is not None: self.due_at = min(self.due_at, later)
+    if now and self.server: self.news = True; self.server.kick(self)
+    if now and ring and self.here: self.here.ring(self.name)
+
 # %% ../nbs/11_lane.ipynb #646d932a
 @patch
 def start(self:Lane,
@@ -326,11 +343,11 @@ def end(self:Lane,
     self.means[name] = took_s if m is None else .8*m+.2*took_s
     self.lately.add(name)
     a.ended,a.result = to_iso(now),out.result
-    if out.how!='returned' or out.error: a.ack = settle(a.claim, out, a.began, now, a.task, a.stop)
+    if out.how!='returned' or out.error or a.job is not None and a.job.stepped: a.ack = settle(a.claim, out, a.began, now, a.task, a.stop)
     self.acks.append(a)
     return a.ended
 
-# %% ../nbs/11_lane.ipynb #bac1e7a7
+# %% ../nbs/11_lane.ipynb #eec0125a
 @patch
 def halt(self:Lane,
     a:Attempt, # Claimed by this lane
@@ -366,7 +383,7 @@ def forget(self:Lane,
     if fs and f in fs: fs.remove(f)
     if not fs: self.waiting.pop(job_id, None)
 
-# %% ../nbs/11_lane.ipynb #e85742f1
+# %% ../nbs/11_lane.ipynb #97f64540
 @patch
 def nudge(self:Lane,
     job_id:str, # A job whose row has changed

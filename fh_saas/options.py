@@ -34,9 +34,9 @@ def _longer(name, v):
     return duration(name, v)
 
 # %% ../nbs/05_options.ipynb #a46f7464
-def _whole(name, v, least):
+def _whole(name, v, least, bits=31):
     if isinstance(v, bool) or not isinstance(v, int): raise TypeError(f'{name} must be an int, not {v!r}')
-    if not least<=v<2**31: raise ValueError(f'{name} must be at least {least} and below 2**31, not {v!r}')
+    if not least<=v<2**bits: raise ValueError(f'{name} must be at least {least} and below 2**{bits}, not {v!r}')
     return int(v)
 
 def check_tries(
@@ -126,12 +126,17 @@ def _rate(k, v):
     if not isinstance(v, (tuple, list)) or len(v)!=2: raise TypeError(f'{k} must be a pair (how many, in how many seconds), not {v!r}')
     return _whole(k, v[0], 1),_longer(k, v[1])
 
+def _flag(k, v):
+    if not isinstance(v, bool): raise TypeError(f'{k} must be True or False, not {v!r}')
+    return v
+
 # %% ../nbs/05_options.ipynb #6fe61256
 _either = dict(delay=duration, priority=lambda k,v: _whole(k, v, 0), queue=lambda k,v: None if text(k, v)=='default' else text(k, v), unique_for=_unique_for,
                timeout=_longer, tags=_tags, max_retries=lambda k,v: check_tries(v))
 of_job = dict(_either, run_at=instant, unique=_unique, backoff=lambda k,v: backoff_row(v), after=_after, on_failed=_on_failed, limit_key=key_text)
 of_task = dict(_either, unique=_of_kw(_unique), backoff=lambda k,v: as_policy(v.total_seconds() if isinstance(v, timedelta) else v), limit_key=_of_kw(key_text),
-               limit=lambda k,v: _whole(k, v, 1), rate=_rate, retry_on=_types, no_retry_on=_types)
+               limit=lambda k,v: _whole(k, v, 1), rate=_rate, retry_on=_types, no_retry_on=_types,
+               process=_flag, max_jobs=lambda k,v: _whole(k, v, 1), max_rss=lambda k,v: _whole(k, v, 1, 62))
 
 def check_options(
     given:dict, # What somebody said, by name
@@ -147,6 +152,8 @@ def check_options(
     if 'on_failed' in o and not o.get('after'): raise ValueError('on_failed says what happens if a job of after= fails; give after= as well')
     if what=='task' and 'unique_for' in o and not o.get('unique'): raise ValueError('unique_for needs unique=')
     if what=='task' and 'limit_key' in o and not ('limit' in o or 'rate' in o): raise ValueError('limit_key needs limit= or rate=')
+    for k in ('max_jobs', 'max_rss'):
+        if k in o and not o.get('process'): raise ValueError(f'{k} says when a child process is replaced; it needs process=True')
     return o
 
 # %% ../nbs/05_options.ipynb #c9c2e1d6

@@ -89,8 +89,8 @@ def dump_kwargs(
     """Arguments as JSON text. Raises `TypeError` naming a parameter that cannot be carried, `ValueError` if the text is
     longer than `limit`"""
     try:
-        if is_plain(kwargs): return _encode(kwargs, limit),None
-    except RecursionError: pass           # below, it is found out whose fault that is
+        if is_plain(kwargs) and len(b := msgspec.json.encode(kwargs))<=limit: return b.decode(),None
+    except (ValueError, RecursionError): pass           # below, it is found out whose fault that is
     typed,data = [],kwargs
     for k,v in kwargs.items():
         try: plain = is_plain(v)

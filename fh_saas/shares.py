@@ -148,6 +148,15 @@ def take_back(self:Ready,
             self.n -= 1
 
 @patch
+def forget(self:Ready,
+    lane:Lane, # Has no claims that wait
+):
+    "Take the lane off the list: another worker may serve it next"
+    with self._lock:
+        if lane in self._lanes: self._lanes.remove(lane)
+        lane.listed = False
+
+@patch
 def lanes(self:Ready)->list: # `Lane`s
     "Lanes whose claimed jobs wait"
     return list(self._lanes)

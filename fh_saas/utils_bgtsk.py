@@ -10,15 +10,16 @@ __all__ = ['TenantJob', 'BackgroundTaskManager', 'WithOptions', 'JobTask', 'JobN
 import asyncio, inspect, os, signal, sys, threading
 import time as _clock
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from datetime import datetime
 from fastcore.basics import patch, patch_to
+from operator import attrgetter
 from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
-from .executor import call, settle
+from .children import run_attempt
+from .context import current, joined, lock_held
 from .ids import from_iso, to_iso
 from .lane import Attempt, generation, open_lane
 from .options import _whole, check_options, check_tries, instant, put_options, text
@@ -210,18 +211,17 @@ def _submit(self:BackgroundTaskManager, opts, job_type, func, max_retries, kwarg
 def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False, opts={}):
     "A checked row"
     lane = self._lane
-    if not isinstance(job_type, str): raise TypeError(f'job_type must be text, not {job_type!r}')
-    if not job_type.strip(): raise ValueError('job_type must not be empty')
+    job_type = _job_type(job_type)
     if not callable(func): raise TypeError(f'task_func must be callable, not {func!r}')
     t,alone = lane.known.of(func, lane.owner)
     o = t.options|opts if opts else t.options
-    if max_retries is _TRIES: max_retries = o.get('max_retries', 3)
-    check_tries(max_retries)
+    if max_retries is _TRIES: max_retries = o.get('max_retries', 3) if o else 3
+    else: check_tries(max_retries)
     t.check(kwargs)
     payload,typed = dump_kwargs(func, kwargs, self.payload_limit)
     s = self.clock()
-    handed = self.worker and self.handoff>0 and not now
-    job = NewJob(lane.ids(s), _text(job_type), payload, int(max_retries), at := to_iso(s), t.name,
+    handed = self.worker and self.handoff>0 and not now and current.get() is None      # a task has no response to wait for
+    job = NewJob(lane.ids(s), job_type, payload, int(max_retries), at := to_iso(s), t.name,
                  to_iso(s+self.handoff) if handed else at, HANDED if handed else DUE, typed)
     if o: _put(job, o, opts, kwargs, s)
     if alone: lane.known.held[job.id] = t
@@ -232,13 +232,15 @@ def _put(job, o, opts, kwargs, now):
     at = put_options(job, o, kwargs, to_iso, now)
     if at is not None: job.run_at,job.ready = to_iso(at),LATER
 
-def _text(s):
-    if type(s) is str and s.isascii(): return s
+def _job_type(s):
+    if type(s) is str and s.isascii() and s.strip(): return s
+    if not isinstance(s, str): raise TypeError(f'job_type must be text, not {s!r}')
+    if not s.strip(): raise ValueError('job_type must not be empty')
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
     return str.__str__(s)     # an enum's own `str` gives its name
 
 # %% ../nbs/20_utils_bgtsk.ipynb #3fe3240b
-_tx = ContextVar('fh_saas_transaction', default=None)   # the `transaction()` block around the call
+_tx = joined   # a `transaction()` block, or a step of a job, around the call
 
 @patch
 def _save(self:BackgroundTaskManager, jobs):
@@ -279,13 +281,15 @@ def _in_write(self:BackgroundTaskManager):
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
+_ready = attrgetter('ready')
+
 @patch
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if lane.store.freed: lane._freed(0)       # a parent was over already
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
-    due = DUE in [o.ready for o in jobs]
+    due = DUE in map(_ready, jobs)
     if self.worker:
         w = self._serve(lane)
         if due: lane.news = True; w.kick(lane)
@@ -442,7 +446,7 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     try:
         lane.start(a)
         began = _clock.monotonic()
-        out = call(a.task, a.claim, a)
+        out = run_attempt(a)
         lane.end(a, out, _clock.monotonic()-began)
         with lane.turning: lane.turn(0)
         if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
@@ -574,6 +578,7 @@ def _waited(self:BackgroundTaskManager, o, job_id, timeout):
 # %% ../nbs/20_utils_bgtsk.ipynb #81dee829
 class Transaction:
     "Business rows and jobs that commit together or not at all"
+    holds = True     # the write lock
     def __init__(self,
         manager:BackgroundTaskManager, # Whose database it is
     ): self.manager,self.lane,self.open,self.jobs = manager,manager._lane,False,[]
@@ -642,7 +647,7 @@ def insert(self:Transaction,
 def transaction(self:BackgroundTaskManager)->Transaction: # A context manager, sync and async, that gives a `Database`
     """One commit for the app's rows and for the jobs submitted in the block. Raises `RuntimeError` on `:memory:` and inside
     another such block, `StoreBusy` if the database stays locked"""
-    if (tx := _tx.get()) and tx.open and tx.lane is self._lane:
+    if lock_held(self._lane):
         raise RuntimeError('this code is inside a transaction() of the same database already; use the outer one')
     return Transaction(self)
 
@@ -668,12 +673,7 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
 # %% ../nbs/20_utils_bgtsk.ipynb #e5fe001c
 def _what(queue, job_type):
     if (queue is None)==(job_type is None): raise TypeError('give either queue= or job_type=')
-    return f'q:{text("queue", queue)}' if job_type is None else f't:{_type(job_type)}'
-
-def _type(s):
-    if not isinstance(s, str): raise TypeError(f'job_type must be text, not {s!r}')
-    if not s.strip(): raise ValueError('job_type must not be empty')
-    return _text(s)
+    return f'q:{text("queue", queue)}' if job_type is None else f't:{_job_type(job_type)}'
 
 @patch
 def _control(self:BackgroundTaskManager, name, value):
@@ -720,7 +720,7 @@ def limit(self:BackgroundTaskManager,
 ):
     "Bound how many jobs of a type run. Raises `ValueError`, `TypeError`, `StoreError`"
     if n is not None: _whole('n', n, 1)
-    self._control(f'limit:t:{_type(job_type)}', None if n is None else str(n))
+    self._control(f'limit:t:{_job_type(job_type)}', None if n is None else str(n))
 
 @patch
 def controls(self:BackgroundTaskManager)->dict: # `paused_queues` and `paused_types`, each since when by name, and `limits`, numbers by job type
@@ -779,7 +779,7 @@ def retry_failed(self:BackgroundTaskManager,
     "Give failed jobs all their attempts again. Raises `TypeError`, `ValueError`, `StoreError`"
     at = None if since is None else to_iso(instant('since', since))
     with self._using() as lane:
-        n = lane.store.retry_failed(lane.now(), None if job_type is None else _type(job_type), error_contains, at)
+        n = lane.store.retry_failed(lane.now(), None if job_type is None else _job_type(job_type), error_contains, at)
         if n: self._ring(lane)
     return n
 

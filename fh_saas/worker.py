@@ -11,6 +11,7 @@ import atexit, heapq, msgspec, os, select, selectors, signal, socket, sys, threa
 from collections import deque
 from fastcore.basics import patch
 from .async_pool import AsyncPool
+from .children import children, run_attempt
 from .executor import Outcome, call
 from .lane import Lane
 from .maintenance import heartbeat, mend, release_lost, rescue
@@ -186,7 +187,7 @@ def _run(self:Worker, a, at=None):
     a.lane.start(a, at)
     if a.claim.timeout_s: self._limit(a)
     t = time.monotonic()
-    try: out = call(a.task, a.claim, a)
+    try: out = run_attempt(a)
     finally: self.at_work.discard(a)
     if a.token is None or _mine(a): return a.lane.end(a, out, time.monotonic()-t)
 
@@ -323,7 +324,7 @@ def _spread(self:Worker, lane, got, runner):
     for a in got: (theirs if a.task.is_async else mine).append(a)
     nsync = 0
     for a in mine:
-        if runner and not a.claim.timeout_s and self._short(lane, a.task.name): lane.small.append(a)
+        if runner and not (a.claim.timeout_s or a.task.process) and self._short(lane, a.task.name): lane.small.append(a)
         else: self.ready.offer(lane, a); nsync += 1
     for _ in range(min(nsync, self.idle)): self._tickets.put(None)
     if nsync>self.idle: self._watch()
@@ -583,15 +584,16 @@ def leave(self:Worker,
     self._give_back(lanes)
     busy = lambda: [a for a in list(self.running) if a.lane in lanes]
     _until(lambda: not busy(), grace_s)
+    soon = min(1., grace_s)
     for a in busy():
-        if a.handle: self.pool.cancel(a)
-    _until(lambda: not any(a.handle for a in busy()), min(1., grace_s))
+        if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
+    _until(lambda: not any(a.handle for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
     for o in lanes:
         with o.turning:
             if not o.closed: o.turn(0, wait_s=1.)
     with self._lock: self.lanes = [o for o in self.lanes if o not in lanes]
-    for o in lanes: o.server = None
+    for o in lanes: o.server = None; self.ready.forget(o)
     for h in {id(o.here):o.here for o in lanes if o.here}.values(): self._deafen(h)
     for o in lanes: o.closing = False
 
@@ -623,6 +625,7 @@ def stop(self:Worker,
     for _ in range(self.nthreads): self._tickets.put(_STOP)
     self._wake()
     self.pool.stop()
+    children.close(min(1., grace_s))
     if self._dispatcher and self._dispatcher is not threading.current_thread(): self._dispatcher.join(1.)
 
 # %% ../nbs/15_worker.ipynb #8e47428b

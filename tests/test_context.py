@@ -267,3 +267,129 @@ def test_log_from_threads(t):
     id,_ = m.submit('l', f)
     got = [o.split(' ')[1] for o in done(m, id).log.splitlines()]
     assert sorted(got)==sorted(f'{k}.{i}' for k in range(8) for i in range(100))
+
+# --- steps
+
+def steps(m, id): return m.db.q('select name,result from tenant_job_steps where job=? order by at', (id,))
+
+class Clocked:
+    "A manager whose time is set by hand"
+    def __init__(self, t): self.now = [1e9]; self.m = t.mgr(worker=False, clock=lambda: self.now[0])
+    def run(self, n=1):
+        for i in range(n): self.now[0] += 100; self.m.run_due()
+
+def test_step_runs_once(t):
+    "A retry gets what the step gave and does not run it again; completed, the rows go"
+    c,ran = Clocked(t),[]
+    def f(job:JobContext):
+        a = job.step('one', lambda: (ran.append('one'), 7)[1])
+        if job.attempt==1: raise ValueError('between')
+        b = job.step('two', lambda x: (ran.append('two'), (x,))[1], a)
+        if job.attempt==2: raise ValueError('after')
+        return [a,b]
+    id,_ = c.m.submit('s', f)
+    c.run(); assert [o['name'] for o in steps(c.m, id)]==['one']
+    c.run(); assert [o['result'] for o in steps(c.m, id)]==['7','[7]']
+    c.run()
+    j = c.m.get_job(id)
+    assert (j.status,j.result,ran,list(steps(c.m, id)))==('completed','[7,[7]]',['one','two'],[])
+
+def test_steps_of_a_failed_job(t):
+    "They are kept: a retry by hand goes on after the last of them"
+    c,ran,ok = Clocked(t),[],[]
+    def f(job:JobContext):
+        job.step('one', ran.append, 1)
+        if not ok: raise ValueError
+    id,_ = c.m.submit('s', f, max_retries=1)
+    c.run(); assert c.m.get_job(id).status=='failed' and len(steps(c.m, id))==1
+    ok.append(1)
+    c.m._lane.store.retry_failed(c.m._lane.now()); c.m._lane.known.held[id] = c.m._lane.known.of(f, 'x')[0]
+    c.run()
+    assert c.m.get_job(id).status=='completed' and ran==[1] and not steps(c.m, id)
+
+@pytest.mark.parametrize('worker', [True, False])
+def test_async_steps(t, worker):
+    "Async and sync functions, many at once, in an async task"
+    ran = []
+    async def get(i): await asyncio.sleep(0); ran.append(i); return i
+    async def f(job:JobContext):
+        got = await asyncio.gather(*[job.astep(f'get-{i}', get, i) for i in range(20)], job.astep('plain', lambda: 'p'))
+        if job.attempt==1: raise ValueError
+        return got
+    m = t.mgr(worker=worker, handoff=0)
+    id,bg = m.submit('s', f)
+    for i in range(0 if worker else 2): bg.func(*bg.args)
+    assert json.loads(done(m, id).result)==[*range(20),'p'] and sorted(ran)==list(range(20))
+
+STEPS = '''
+from fh_saas.context import JobContext
+def die(job, at):
+    if at==where and not is_open(folder, 'safe'): os.kill(os.getpid(), 9)
+def f(job:JobContext):
+    def one(): say(folder, 'one'); die(job, 'in'); return 'first'
+    die(job, 'before')
+    a = job.step('one', one)
+    die(job, 'after')
+    b = job.step('two', lambda: (say(folder, 'two'), 'second')[1])
+    die(job, 'end')
+    return [a,b]
+where = sys.argv[3]
+m = mgr(tasks={'f':f}, handoff=0)
+'''
+@pytest.mark.parametrize('where,one,two', [('before',1,1), ('in',2,1), ('after',1,1), ('end',1,1)])
+def test_kill_among_steps(t, where, one, two):
+    "kill -9 at each place: a step that was kept is not run again, one that was cut short is"
+    run_py(t, STEPS+"m.submit('f', f); time.sleep(30)", where, rc=-9)
+    t.go('safe')
+    job, = t.look().list_jobs()
+    with process(t, STEPS+'m.run()', where): j = done(t.look(), job.id)
+    assert (j.result,j.retry_count,len(t.log('one')),len(t.log('two')))==('["first","second"]', 1, one, two)
+
+def test_step_of_a_lost_attempt(t):
+    "An attempt that was overtaken keeps nothing, stops at its next step, and changes nothing of the job"
+    c,got = Clocked(t),[]
+    def f(job:JobContext):
+        job.step('one', lambda: 1)
+        c.m.db.q("update tenant_jobs set fence=fence+1, owner='other'")
+        try: job.step('two', got.append, 'ran')
+        except Exception: got.append('hidden')
+    id,_ = c.m.submit('s', f)
+    c.run()
+    j = c.m.get_job(id)
+    assert (got,[o['name'] for o in steps(c.m, id)],j.status,j.owner,j.error_log)==(['ran'],['one'],'running','other',None)
+
+@pytest.mark.parametrize('call,error,says', [
+    (lambda j: (j.step('a', int), j.step('a', int)), ValueError, "step 'a' was in this attempt already; number them"),
+    (lambda j: j.step('', int), ValueError, 'name of a step'), (lambda j: j.step(1, int), TypeError, 'name of a step'),
+    (lambda j: j.step('o', object), TypeError, "step 'o': what it returned cannot be kept"),
+    (lambda j: j.step('c', asyncio.sleep), TypeError, 'astep')])
+def test_bad_steps(t, call, error, says):
+    "Bugs are named, and fail the attempt"
+    c = Clocked(t)
+    def f(job:JobContext): call(job)
+    id,_ = c.m.submit('s', f)
+    c.run()
+    assert error.__name__ in (e := c.m.get_job(id).error_log) and says in e
+
+def test_failed_step(t):
+    "What a step raises comes out as it is, and the step may be tried again under its name"
+    c,n = Clocked(t),[]
+    def once(): n.append(1); return len(n) if len(n)>2 else 1/0
+    def f(job:JobContext):
+        for i in range(2):
+            with pytest.raises(ZeroDivisionError): job.step('s', once)
+        return job.step('s', once)
+    id,_ = c.m.submit('s', f)
+    c.run()
+    assert c.m.get_job(id).result=='3'
+
+def test_no_trace_without_steps(t):
+    "A job that uses nothing of this is changed as often as before: by its claim, its end and the tenant's meter"
+    m = t.mgr(worker=False)
+    def f(): pass
+    def n():
+        ids = m.submit_many('p', f, [{}]*10)
+        w = writes(m); m.run_due()
+        return writes(m)-w
+    n()
+    assert n()==30 and not m._lane.notes

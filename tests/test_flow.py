@@ -1,7 +1,9 @@
 "Jobs that wait for jobs: order, failure, kill -9 in the middle, several processes"
 import asyncio, json, time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest, work
+from fh_saas.flow import call, chain, children, graph, group, parents
 from fh_saas.store.base import WAITS
 from util import done, process, run_py, said, until
 
@@ -247,3 +249,132 @@ def test_several_processes_share_a_flow(t):
         done(m, last)
     ran = [o[2] for o in t.log('ran')]
     assert (ran[0],ran[-1],len(ran),len(set(ran)))==('one', 'last', 302, 302)
+
+# --- chain, group, graph
+
+def test_chain(m):
+    f = chain(m, call('a', note, x=1), [call('b', note, x=2), call('b', anote, x=3)], call('c', note, x=4))
+    assert (len(f.ids),f.counts(),repr(f))==(4, {'pending':4}, f'Flow(4 jobs, last {f.last!r})')
+    m.run_due()
+    assert (seen[0],set(seen[1:3]),seen[3])==(1,{2,3},4) and [j.job_type for j in f.jobs()]==['a','b','b','c']
+    assert [j.result for j in parents(m, f.last)]==['2','3'] and [j.id for j in children(m, f.ids[0])]==f.ids[1:3]
+    assert parents(m, f.ids[0])==[] and children(m, f.last)==[] and children(m, f.ids[0], 1)[0].id==f.ids[1]
+
+def test_chain_after_jobs_that_exist(m):
+    a = m.submit('a', note, x='a')[0]
+    f = chain(m, call('b', note, x='b'), call('c', note, x='c'), after=a)
+    group(m, [call('d', note, x='d'), call('d', note, x='d')], after=[f.last, a])
+    m._execute_with_retry(a)
+    m.run_due()
+    assert seen==['a','b','c','d','d']
+
+@pytest.mark.parametrize('policy,want', [(None,'failed'), ('fail','failed'), ('cancel','cancelled'), ('run','completed')])
+def test_group_and_its_callback(m, policy, want):
+    then = call('z', note, x='z')
+    f = group(m, [call('a', note, x=1), call('a', boom, 1), call('a', note, x=2)], then=then.options(on_failed=policy) if policy else then)
+    m.run_due()
+    assert [j.status for j in f.jobs()]==['completed','failed','completed',want] and seen==[1,2]+['z']*(policy=='run')
+
+def test_callback_comes_after_the_retries(t):
+    "on_failed='run' waits for the end of a job, not of an attempt"
+    now = [1_800_000_000.]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    f = group(m, [call('a', boom, 2)], then=call('z', note).options(on_failed='run'))
+    m.run_due()
+    assert f.counts()=={'pending':2}
+    now[0] += 10
+    m.run_due()
+    assert f.counts()=={'failed':1, 'completed':1}
+
+def test_failure_runs_down_a_long_chain(m):
+    f = chain(m, call('a', boom, 1), *[call('n', note) for _ in range(3000)])
+    m.run_due()
+    assert f.counts()=={'failed':3001} and seen==[] and links(m)==0
+    assert f.ids[-2] in m.get_job(f.last).error_log
+
+@pytest.mark.parametrize('worker,n', [(True,10_000), (False,500)])
+def test_ten_thousand(t, worker, n):
+    "Fan-out, fan-in, and out again: one commit to submit, one to free ten thousand"
+    m = t.mgr(worker=worker)
+    many = [call('n', note)]*n
+    f = chain(m, call('a', note, x='a'), many, call('b', note, x='b'), many, call('c', note, x='c'))
+    if not worker: m.run_due()
+    done(m, f.last, 60)
+    assert f.counts()=={'completed':2*n+3} and links(m)==0
+    assert (seen[0],seen[n+1],seen[-1])==('a','b','c') and seen.count(None)==2*n
+
+def test_too_many_links(m):
+    with pytest.raises(ValueError, match='put a call between'): chain(m, [call('n', note)]*1000, [call('n', note)]*1000)
+    assert m.list_jobs()==[]
+
+def test_graph(m):
+    f = graph(m, dict(end=call('t', note, x='end').options(after=['l','r']), l=call('t', note, x='l').options(after='start'),
+                      r=call('t', note, x='r').options(after=['start'], on_failed='run'), start=call('t', note, x='start')))
+    assert m.get_job(f['r']).on_failed=='run' and f.ids[0]==f['start'] and f.ids[-1]==f['end']
+    m.run_due()
+    assert seen[0]=='start' and seen[3]=='end'
+
+@pytest.mark.parametrize('waits,circle', [(dict(a='b', b='a'), 'a -> b -> a'), (dict(a='a'), 'a -> a'), (dict(a='b', b='c', c='b'), '(b -> c -> b|c -> b -> c)')])
+def test_circles(m, waits, circle):
+    with pytest.raises(ValueError, match=circle): graph(m, {k:call('t', note).options(after=v) for k,v in waits.items()})
+    assert m.list_jobs()==[]
+
+good = call('t', note)
+@pytest.mark.parametrize('err,word,f', [
+    (ValueError, "'nope'", lambda m: chain(m, good, good, after=['nope'])),
+    (ValueError, "'nope'", lambda m: graph(m, dict(a=good, b=good.options(after=['a','nope'])))),
+    (ValueError, 'step 1: on_failed', lambda m: chain(m, good, good.options(on_failed='ignore'))),
+    (ValueError, 'step 0: after', lambda m: chain(m, good.options(after=['x']))),
+    (TypeError, r'step 1\[1\]: .*call', lambda m: chain(m, good, [good, note])),
+    (TypeError, 'nosuch', lambda m: chain(m, good, good.options(nosuch=1))),
+    (TypeError, 'after', lambda m: chain(m, good, after=[7])),
+    (TypeError, 'step 0', lambda m: chain(m, call('t', note, nosuch=1), good)),
+    (ValueError, 'job_type', lambda m: chain(m, good, call('', note))),
+    (ValueError, 'max_retries', lambda m: chain(m, good, call('t', note, 0))),
+    (ValueError, 'at least one', lambda m: chain(m)),
+    (ValueError, 'at least one', lambda m: group(m, [])),
+    (ValueError, 'at least one', lambda m: graph(m, {})),
+    (ValueError, 'empty list', lambda m: chain(m, good, [])),
+    (TypeError, "'a'", lambda m: graph(m, dict(a=note))),
+])
+def test_bad_values_store_nothing(m, err, word, f):
+    held = call('t', lambda: None)
+    with pytest.raises(err, match=word): f(m)
+    with pytest.raises(ValueError): chain(m, held, good, after=['nope'])
+    assert m.list_jobs()==[] and links(m)==0 and not m._lane.known.held
+
+def test_unknown_job(m):
+    for f in (parents, children):
+        with pytest.raises(KeyError, match='nope'): f(m, 'nope')
+
+def test_flow_in_a_transaction(m):
+    with pytest.raises(KeyError):
+        with m.transaction(): chain(m, good, good); raise KeyError
+    assert m.list_jobs()==[] and links(m)==0
+    with m.transaction():
+        a = m.submit('a', note, x='a')[0]
+        f = chain(m, call('b', note, x='b'), call('c', note, x='c'), after=a)
+    m._execute_with_retry(a)
+    m.run_due()
+    assert seen==['a','b','c'] and f.counts()=={'completed':2}
+
+def test_several_threads_submit_flows(t):
+    "Flows are stored beside single jobs, each whole"
+    m = t.mgr()
+    with ThreadPoolExecutor(8) as ex:
+        fs = list(ex.map(lambda i: chain(m, call('a', note, x=i), call('b', note, x=i), call('c', note, x=i)) if i%2 else m.submit('s', note), range(60)))
+    for f in fs[1::2]: done(m, f.last)
+    for f in fs[1::2]: assert [j.status for j in f.jobs()]==['completed']*3
+
+def test_killed_in_the_middle_of_a_group(t):
+    "Of 200 jobs some are done, some run, some wait when the process is killed; the callback runs once, after all"
+    m = t.look()
+    f = group(m, [call('n', work.nap, 50, folder=str(t.dir), s=.002, name=i) for i in range(200)], then=call('z', work.quick, folder=str(t.dir), name='z'))
+    code = "m = mgr(tasks=[quick,nap]); out('up'); m.run()"
+    for n in (20, 60, 120):
+        with process(t, code) as p:
+            until(lambda: len(t.log('end'))>=n, 20)
+            p.kill()
+    with process(t, code): done(m, f.last, 20)
+    assert len(t.log('ran'))==1 and {o[2] for o in t.log('end')}=={str(i) for i in range(200)} and links(m)==0
+    assert float(t.log('ran')[0][0])>=max(float(o[0]) for o in t.log('end'))

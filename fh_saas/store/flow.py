@@ -69,14 +69,27 @@ _LINK = '''insert or ignore into tenant_job_parents select value,?2 from json_ea
     where exists (select 1 from tenant_jobs where id=?2 and ready=4)'''
 _MISSING = 'select value from json_each(?) where not exists (select 1 from tenant_jobs where id=value) limit 1'
 
-def _far(conn, jobs):
-    "(jobs that wait, their parents outside the batch). Raises `ValueError`"
-    kids = {o.id:msgspec.json.decode(o.parents) for o in jobs if o.parents}
+def _far(conn, jobs, kids):
+    "The parents outside the batch. Raises `ValueError`"
     for id,ps in kids.items():
         if id in ps: raise ValueError(f'after: job {id!r} cannot wait for itself')
     far = {p for ps in kids.values() for p in ps}.difference(o.id for o in jobs)
     if far and (lost := conn.execute(_MISSING, (_json(far),)).fetchall()): raise ValueError(f'after: there is no job with id {lost[0][0]!r} to wait for')
-    return [o for o in jobs if kids.get(o.id)],far
+    return list(far)
+
+
+_TAKEN = """select id from tenant_jobs indexed by tj_unique where unique_key=? and (status='pending' or unique_key>='t'
+    or status='running' and unique_key>='r')"""
+
+def _stand_ins(conn, jobs):
+    "By id of each job whose unique key is taken: the id of the job that has it"
+    same,first = {},{}
+    for o in jobs:
+        if not o.unique_key: continue
+        rows = conn.execute(_TAKEN, (o.unique_key,)).fetchall()
+        id = rows[0][0] if rows else first.setdefault(o.unique_key, o.id)
+        if id!=o.id: same[o.id] = id
+    return same
 
 def put_waiting(
     conn, # A connection inside a transaction
@@ -84,13 +97,17 @@ def put_waiting(
     put, # Called with `jobs`, inserts the rows
 )->Freed: # None if no parent was over already
     "Insert jobs, some of which wait for others. Raises `ValueError`, before anything is inserted, if a parent does not exist"
-    kids,far = _far(conn, jobs)
+    waits = {o.id:msgspec.json.decode(o.parents) for o in jobs if o.parents}
+    far,same = _far(conn, jobs, waits),_stand_ins(conn, jobs)
+    kids = [o for o in jobs if waits.get(o.id) and o.id not in same]
     for o in kids:
         if o.ready==HANDED: o.run_at = o.created_at
         o.ready = WAITS
+        if same: o.parents = _json(same.get(p, p) for p in waits[o.id])
+    for o in jobs: o.id = same.get(o.id, o.id)
     put(jobs)
     conn.executemany(_LINK, [(o.parents,o.id) for o in kids])
-    got = let_go(conn, list(far), max((o.created_at for o in kids), default=''))
+    got = let_go(conn, [*far, *same.values()], max((o.created_at for o in kids), default=''))
     if got:
         ready = dict(conn.execute('select id,ready from tenant_jobs where id in (select value from json_each(?))', (_json([o.id for o in kids]),)).fetchall())
         for o in kids: o.ready = ready.get(o.id)

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/store/07_notes.ipynb #c1d7614e
 from fastcore.basics import patch
+from .base import Claim
 from .sqlite import SqliteStore, _HELD
 
 # %% ../../nbs/store/07_notes.ipynb #c2990f98
@@ -26,3 +27,35 @@ def notes(self:SqliteStore,
     "What the job has said so far"
     rows = self.read('select progress,log,cursor from tenant_jobs where id=?', (id,))
     return rows[0] if rows else (None, None, None)
+
+# %% ../../nbs/store/07_notes.ipynb #bd7db43e
+@patch
+def holds(self:SqliteStore,
+    claim:Claim, # A job in hand
+)->bool:
+    "Whether the claim holds, inside `writing()`"
+    return bool(self._do(f'select 1 from tenant_jobs {_HELD}', claim[:3]))
+
+@patch
+def keep_step(self:SqliteStore,
+    job:str, # Id of a job whose claim holds
+    name:str, # The step
+    result:str, # JSON; None for None
+    at:str, # The time
+):
+    "Keep what a step gave, inside `writing()`"
+    self._do('insert into tenant_job_steps(job,name,result,at) values(?,?,?,?)', (job, name, result, at))
+
+@patch
+def steps(self:SqliteStore,
+    job:str, # Job id
+)->dict: # JSON by name, in the order in which the steps ended
+    "What the steps of a job gave"
+    return dict(self.read('select name,result from tenant_job_steps where job=? order by at', (job,)))
+
+@patch
+def drop_steps(self:SqliteStore,
+    jobs:list, # Job ids
+):
+    "Forget the steps of jobs, inside `writing()`"
+    self._c.executemany('delete from tenant_job_steps where job=?', [(o,) for o in jobs])

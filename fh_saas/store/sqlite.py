@@ -8,11 +8,12 @@ __all__ = ['SqliteStore', 'crashed']
 # %% ../../nbs/store/02_sqlite.ipynb #86abf8e0
 import apsw, msgspec
 from collections import deque
+from dataclasses import fields
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
 from ..options import row_backoff
 from ..retry import backoff
-from .base import Ack, Claim, DUE, LATER, PARKED, STATUSES, StoreError, StoreMoved
+from .base import Ack, Claim, DUE, LATER, NewJob, PARKED, STATUSES, StoreError, StoreMoved
 from .flow import any_waits, forgotten, let_go, put_waiting, wait_again
 from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
@@ -21,10 +22,11 @@ from operator import attrgetter, itemgetter
 _NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority','limit_key','timeout_s','backoff','tags',
         'unique_key','unique_until')
 _INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict do nothing"   # its key is taken; or a commit that was cut short is made again
-_new = attrgetter(*_NEW)
+_new,_parents = attrgetter(*_NEW),attrgetter('parents')
 
-_INSERT_ALL = _INSERT.replace(') values(', ',parents,on_failed) values(').replace(',?) on', ',?,?,?) on')
-_new_all = attrgetter(*_NEW, 'parents', 'on_failed')
+_ALL = [o.name for o in fields(NewJob)]
+_INSERT_ALL = f"insert into tenant_jobs(status,{','.join(_ALL)}) values('pending',{','.join('?'*len(_ALL))}) on conflict do nothing"
+_new_all = attrgetter(*_ALL)
 
 class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
@@ -34,15 +36,15 @@ class SqliteStore(SqliteFile):
         wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
     )->bool: # Whether this thread made the commit; one doorbell for each commit is enough
         "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`; `ValueError` if one waits for a job that does not exist"
-        if any([o.parents for o in jobs]): return self._insert_waiting(jobs, wait_s)
-        return self.insert_rows(_INSERT, [_new(o) for o in jobs], wait_s)
+        if any(map(_parents, jobs)): return self._insert_waiting(jobs, wait_s)
+        return self.insert_rows(_INSERT, list(map(_new, jobs)), wait_s)
 
     def insert_into(self,
         conn, # A connection inside a transaction of the caller's
         jobs:list, # `NewJob`s
     ):
         "Add the jobs to somebody else's transaction. Raises as `insert` does"
-        try: self._put(conn, jobs) if any([o.parents for o in jobs]) else conn.executemany(_INSERT, [_new(o) for o in jobs])
+        try: self._put(conn, jobs) if any(map(_parents, jobs)) else conn.executemany(_INSERT, map(_new, jobs))
         except apsw.Error as e: raise store_error(e, self.path) from e
 
     @property
@@ -469,6 +471,20 @@ def statuses(self:SqliteStore,
 )->dict: # Status by id; those that are not there are left out
     "How jobs are doing"
     return dict(self.read('select id,status from tenant_jobs where id in (select value from json_each(?))', (_json(ids),)))
+
+@patch
+def get_all(self:SqliteStore,
+    ids:list, # Job ids
+)->list: # Dicts of column values, in the order of `ids`; those that do not exist are left out
+    "Several rows"
+    return self._rows('select j.* from json_each(?) v cross join tenant_jobs j on j.id=v.value order by v.key', (_json(ids),))
+
+@patch
+def statuses(self:SqliteStore,
+    ids:list, # Job ids
+)->dict: # Status by id; those that do not exist are left out
+    "How several jobs are"
+    return dict(self.read('select j.id,j.status from json_each(?) v cross join tenant_jobs j on j.id=v.value', (_json(ids),)))
 
 @patch
 def _rows(self:SqliteStore, sql, args):

@@ -400,7 +400,7 @@ def _lead(self:SqliteFile, op, end):
     ops,stop = [op],None
     try:
         if self._last>1: self._gather()
-        self._check_moved()
+        if self.moved(): raise self._gone()
         with self.writing(max(0., end-time.monotonic())) as c:
             with self._qlock: ops,self._queue = ops+self._queue,[]
             for o in ops: c.executemany(o.sql, o.rows)
@@ -412,8 +412,7 @@ def _lead(self:SqliteFile, op, end):
     if stop: raise stop
 
 @patch
-def _check_moved(self:SqliteFile):
-    if not self.memory and self.inode!=_inode(self.path): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
+def _gone(self:SqliteFile): return StoreMoved(f'{self.path} was deleted or replaced while it was open')
 
 @patch
 def _gather(self:SqliteFile, wait_s=.0003):
@@ -426,7 +425,7 @@ def _alone(self:SqliteFile, sql, row, wait_s):
     "One row and nobody behind it: the statement is its own transaction"
     w = self._writer
     try:
-        self._check_moved()
+        if self.inode!=_inode(self.path): raise self._gone()
         if not w.lock.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s')
         try:
             w.deadline = time.monotonic()+wait_s
@@ -436,7 +435,8 @@ def _alone(self:SqliteFile, sql, row, wait_s):
         finally:
             w.waiting = False
             w.lock.release()
-    finally: self._pass_on(())
+    finally:
+        with self._qlock: self._leading = bool(self._queue) and self._call_next()
     return True
 
 @patch
@@ -455,5 +455,11 @@ def _pass_on(self:SqliteFile, ops):
         for o in ops:
             o.done = True
             if o.woken: o.woken.release()
-        self._last,self._leading = len(ops) or 1,bool(self._queue)
-        if self._queue: op = self._queue.pop(0); op.leads = True; op.woken.release()
+        self._last,self._leading = len(ops),bool(self._queue) and self._call_next()
+
+@patch
+def _call_next(self:SqliteFile):
+    op = self._queue.pop(0)
+    op.leads = True
+    op.woken.release()
+    return True

@@ -1,0 +1,93 @@
+"Tasks for child processes"
+import asyncio, ctypes, os, re, signal, subprocess, sys, time
+from fh_saas.utils_bgtsk import task
+from work import is_open, say
+
+@task(process=True)
+def add(a, b): return a+b
+
+@task(process=True)
+def me(): return os.getpid()
+
+@task(process=True)
+def fault(kind):
+    "Ends its process in one way or another"
+    if kind=='segv': ctypes.string_at(0)
+    if kind=='exit': os._exit(3)
+    if kind=='kill': os.kill(os.getpid(), signal.SIGKILL)
+    if kind=='abort': os.abort()
+    if kind=='raise': raise KeyError('no such thing')
+    if kind=='sysexit': sys.exit('enough')
+
+@task(process=True)
+def crashes(folder, times, name='-'):
+    "Crashes so many times, then works"
+    say(folder, 'start', name, os.getpid())
+    if sum(o.split()[1:3]==['start', str(name)] for o in open(f'{folder}/log'))<=times: ctypes.string_at(0)
+    return name
+
+@task(process=True)
+def gate(folder, name='-', s=30):
+    "Holds until the gate opens; says so if it is ended before"
+    say(folder, 'start', name, os.getpid())
+    try:
+        end = time.monotonic()+s
+        while not is_open(folder, 'go') and time.monotonic()<end: time.sleep(.005)
+    except BaseException as e:
+        say(folder, 'broken', name, type(e).__name__)
+        raise
+    say(folder, 'end', name, os.getpid())
+    return name
+
+@task(process=True)
+async def agate(folder, name='-'):
+    say(folder, 'start', name, os.getpid())
+    try:
+        while not is_open(folder, 'go'): await asyncio.sleep(.005)
+    except BaseException as e: say(folder, 'broken', name, type(e).__name__); raise
+    return name
+
+@task(process=True)
+def greedy(folder, name='-'):
+    "Keeps the interpreter for itself, deep in C code, and has started another program"
+    p = subprocess.Popen(['sleep', '300'])
+    say(folder, 'start', name, os.getpid(), p.pid)
+    if not is_open(folder, 'go'): re.match('(a+)+$', 'a'*60+'b')
+    p.kill(); p.wait()
+
+@task(process=True)
+def forks(folder):
+    "Leaves a copy of its process behind, then crashes"
+    if not (pid := os.fork()): time.sleep(60); os._exit(0)
+    say(folder, 'forked', pid)
+    os._exit(4)
+
+@task(process=True)
+def prints(text):
+    print(text)
+    print('{"end":', file=sys.stderr)
+    os.write(1, b'raw\n')
+    return text
+
+@task(process=True, max_jobs=2)
+def twice(): return os.getpid()
+
+kept = []
+@task(process=True, max_rss=200*2**20)
+def hoard(mb):
+    kept.append(bytearray(os.urandom(1)*(mb*2**20)))
+    return os.getpid()
+
+@task(process=True)
+def big(text): return text[::-1]
+
+@task(process=True)
+def unfit(): return object()
+
+@task(process=True)
+def fds():
+    "What this process has open"
+    return [os.readlink(f'/proc/self/fd/{o}') for o in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{o}')]
+
+@task(process=True)
+def has(name): return hasattr(sys.modules[__name__], name)
