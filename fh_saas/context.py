@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['current', 'NOTE_S', 'LOG_BYTES', 'LINE_CHARS', 'CURSOR_BYTES', 'joined', 'JobContext', 'context_of', 'current_job',
-           'Ended', 'Cancelled', 'LostClaim', 'Together', 'taking', 'lock_held']
+           'Ended', 'Cancelled', 'LostClaim', 'Together', 'taking', 'lock_held', 'in_thread', 'Block', 'JobTransaction']
 
 # %% ../nbs/09_context.ipynb #6e869e14
-import asyncio, inspect, msgspec, re, threading, time
+import asyncio, inspect, msgspec, re, threading, time, weakref
 from collections import deque
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,6 +30,7 @@ class JobContext:
         self.due = self._asked = 0.                # from when on its notes may be written; from when on to ask for that again
         self._lock,self._new,self._taken,self._queued,self._before = threading.Lock(),set(),set(),False,None
         self._progress = self._lines = self._cursor = None
+        self._block = None                         # the open `transaction()`
         self._steps,self._named,self.stepped = None,set(),False    # kept by attempts before; names of this one; whether the job has any
     def __repr__(self): return f'JobContext({self.id}, attempt {self.attempt} of {self.max_retries})'
 
@@ -108,13 +109,14 @@ NOTE_S = .25   # a job's notes are written so often at most, in seconds
 
 @patch
 def _say(self:JobContext, what, attr, v):
+    if self._a.over: return
     with self._lock:
         setattr(self, attr, v)
         self._new.add(what)
         queued,self._queued = self._queued,True
     if not queued: self.lane.notes.append(self)
     t = self._mono()
-    if t>=self.due and t>=self._asked: self._asked = t+.05; self.lane.soon()
+    if t>=self.due and t>=self._asked and not self._block: self._asked = t+.05; self.lane.soon()
 
 @patch
 def is_due(self:JobContext)->bool:
@@ -250,14 +252,42 @@ def lock_held(
     t = joined.get()
     return bool(t and t.open and t.holds and t.lane is lane)
 
+# %% ../nbs/09_context.ipynb #ee96a827
+def in_thread(
+    f:Callable, # What to call
+    *args
+)->asyncio.Future: # Its result; cancelling it does not stop the thread
+    "Call `f` in a new thread"
+    loop = asyncio.get_running_loop()
+    fut = loop.create_future()
+    def give(v, e):
+        if not fut.done(): fut.set_exception(e) if e else fut.set_result(v)
+    def run():
+        try: got = f(*args),None
+        except BaseException as e: got = None,e
+        try: loop.call_soon_threadsafe(give, *got)
+        except RuntimeError: pass          # the loop has ended
+    threading.Thread(target=run, name='fh_saas-aside', daemon=True).start()
+    return fut
+
+_lines = weakref.WeakKeyDictionary()   # the queue for each lane, on each loop
+
+def _line(lane): return _lines.setdefault(asyncio.get_running_loop(), weakref.WeakKeyDictionary()).setdefault(lane, asyncio.Lock())
+
 # %% ../nbs/09_context.ipynb #e7c06674
+@patch
+def _may(self:JobContext, what):
+    "Raise an error if this is no place for a step or a transaction"
+    if self._a.over: raise RuntimeError(f'{what}: job {self.id} was completed by its transaction() already; put it before that')
+    self.check()
+    if lock_held(self.lane): raise RuntimeError(f'{what} is inside a transaction() of the same database, which commits as one; put it before that')
+
 @patch
 def _begin_step(self:JobContext, name):
     "Claim the name: (whether an attempt before has been there, what it gave)"
     if not isinstance(name, str): raise TypeError(f'name of a step must be text, not {name!r}')
     if not name.strip() or name!=_text('name', name, 200): raise ValueError(f'name of a step must be text of 1 to 200 characters, not {name!r}')
-    self.check()
-    if lock_held(self.lane): raise RuntimeError(f'step {name!r} is inside a transaction(), whose end is kept already; put the step before it')
+    self._may(f'step {name!r}')
     with self._lock:
         if name in self._named: raise ValueError(f'step {name!r} was in this attempt already; number them, {name+"-1"!r}, {name+"-2"!r} and so on')
         if self._steps is None: self._steps = self.lane.store.steps(self.id) if self._claim.fence>1 else {}
@@ -320,4 +350,92 @@ async def astep(self:JobContext,
     with self._stepping(name) as jobs:
         v = fn(*args, **kwargs) if inspect.iscoroutinefunction(fn) else await asyncio.to_thread(fn, *args, **kwargs)
         if inspect.isawaitable(v): v = await v
-        return await asyncio.to_thread(self._keep, name, v, jobs)
+        return await in_thread(self._keep, name, v, jobs)
+
+# %% ../nbs/09_context.ipynb #1c02461b
+class Block(Together):
+    "A transaction on a connection of its own, as a block of `with` or `async with`; subclasses say how it begins and ends"
+    holds = True
+    def __enter__(self): return self._enter(self._begin())
+    def __exit__(self, typ, e, tb): self._leave(); self._end(typ is None)
+    async def __aenter__(self):
+        await (line := _line(self.lane)).acquire()
+        begun = in_thread(self._begin)
+        begun.add_done_callback(lambda f: f.exception() and line.release())
+        try: db = await asyncio.shield(begun)
+        except asyncio.CancelledError:     # the thread goes on waiting for the lock: when it has it, let go of it
+            begun.add_done_callback(lambda f: f.exception() or (self._end(False), line.release()))
+            raise
+        self._line = line
+        return self._enter(db)
+    async def __aexit__(self, typ, e, tb):
+        self._leave()
+        ended = in_thread(self._end, typ is None)
+        ended.add_done_callback(lambda f: (self._line.release(), f.exception()))
+        try: await asyncio.shield(ended)
+        except asyncio.CancelledError:     # it is known whether it was committed before the attempt ends
+            if not ended.done(): await asyncio.wait([ended])
+            raise
+    def _enter(self, db): self._token = joined.set(self); return db
+    def _leave(self):
+        self.open = False
+        try: joined.reset(self._token)
+        except ValueError: pass            # a generator that goes on elsewhere than it began: there, it is not set
+
+# %% ../nbs/09_context.ipynb #4c9ac637
+class JobTransaction(Block):
+    "The end of a job together with rows of its task's"
+    def __init__(self,
+        job:JobContext, # Which job
+    ):
+        super().__init__(job.lane)
+        self.job,self.open,self.result = job,False,None
+
+    def insert(self,
+        jobs:list, # `NewJob`s
+    ):
+        "Add rows to the transaction"
+        self.lane.store.insert_into(self._conn, jobs)
+        self.jobs += jobs
+
+    def _begin(self):
+        from fastlite import Database
+        job,lane = self.job,self.lane
+        if lane.store.memory: raise RuntimeError('a :memory: database has one connection only, so it has no transaction() of its own; use a file')
+        self._conn = lane.store.private(lane.store.wait_s)
+        self.open,job._block = True,self
+        return Database(self._conn)
+
+    def _end(self, ok):
+        "Commit the rows with the completion, or roll back"
+        job,lane,done = self.job,self.lane,None
+        try:
+            if ok:
+                if not self._conn.in_transaction: raise RuntimeError('the transaction was ended inside the block; let the block end it')
+                done = lane.finish(job._a, self.result, self._conn)
+                if done: lane.store.commit(self._conn)
+        except BaseException: done = None; raise
+        finally:
+            self._conn.close()
+            job._block = None
+            if not done: self.drop(); job.again()
+        if done: lane.finished(job._a, *done, self.jobs)
+        elif ok: job.lost = True; job.check()
+
+# %% ../nbs/09_context.ipynb #65d080aa
+@patch
+def transaction(self:JobContext)->JobTransaction: # A context manager, sync and async, that gives a `Database`
+    """One commit for the task's rows, the jobs submitted in the block, and the job's completion. Raises `RuntimeError` where it cannot be,
+    `StoreBusy` if the database stays locked, `Cancelled`, and at its end `LostClaim`"""
+    self._may('transaction()')
+    t = joined.get()
+    if t and t.open and t.lane is self.lane: raise RuntimeError('transaction() is inside a step, and would complete the job before the step is kept; put it after the step')
+    return JobTransaction(self)
+
+@patch
+def finish(self:JobContext,
+    result=None, # Anything that JSON can show
+):
+    "In a `transaction()`, say what the job returns. Raises `RuntimeError` elsewhere, `TypeError` for what has no JSON form"
+    if not self._block: raise RuntimeError('finish() gives the result of a job that a transaction() completes; elsewhere, return it')
+    self._block.result = dump_result(result)

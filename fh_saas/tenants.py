@@ -22,7 +22,9 @@ from .rollout import Rollout, advance_all
 from .scheduler import Schedule, Timetable, _cron, declare, next_slot, offset_of, schedule_of, schedules_of_all
 from .store.base import StoreError, StoreMoved
 from .store.passport import new_identity, passport, stamp
+from .retention import keep_rules, keeps_of
 from .store.registry import Registry, TenantRow, check_id, check_share, check_zone
+from .store.retention import read_keeps, save_keeps
 from .store.schedules import note, read_schedules
 from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
@@ -260,6 +262,7 @@ def _opener(self:Tenants, e):
     o = self._options
     lane = open_lane(e.path, None, known, o['clock'], o['busy_s'], .25, self._here, lambda store: check_in(self.registry, e.id, store, self._now()))
     lane.timetable = self._timetable_of(e.id)
+    lane.keeps = lambda: read_keeps(self.registry, 'tenant_meta')
     return lane
 
 @patch
@@ -831,6 +834,24 @@ def _next_of(r, plans, now):
 def _look_at_crons(self:Tenants):
     "Take up what another process has changed about the schedules of all tenants"
     if (heads := self._heads())!=self._cron_seen: self._cron_seen = heads; self._plan_all(heads)
+
+# %% ../nbs/22_tenants.ipynb #a1fb83d8
+@patch
+def keep(self:Tenants,
+    *,
+    completed:float=..., # Days to keep completed jobs, or a `timedelta`; infinity for ever; None for no rule; `...` leaves the rule as it is
+    failed:float=..., # The same for failed jobs
+    cancelled:float=..., # The same for cancelled jobs
+    job_type:str=None, # Only for jobs of this type; None for all types
+):
+    "Set for how long jobs of all tenants are kept once they are over. Raises `TypeError` or `ValueError` naming the option, and then changes nothing"
+    rules = keep_rules(job_type, completed=completed, failed=failed, cancelled=cancelled)
+    with self.registry.writing() as c: save_keeps(c, rules, 'tenant_meta')
+
+@patch
+def keeps(self:Tenants)->list: # `Keep`s, by status and type
+    "The rules for all tenants"
+    return keeps_of({}, read_keeps(self.registry, 'tenant_meta'))
 
 # %% ../nbs/22_tenants.ipynb #7ae90274
 @patch

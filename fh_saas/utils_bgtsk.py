@@ -19,15 +19,17 @@ import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
 from .children import run_attempt
-from .context import current, joined, lock_held
+from .context import Block, current, joined, lock_held
 from .ids import from_iso, to_iso
 from .lane import Attempt, generation, open_lane
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
+from .retention import Sweep, check_batch, keep_rules, keeps_of
 from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedules_of
 from .store.base import DUE, FINAL, HANDED, LATER, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .store.controls import cancel as _cancel
 from .store.controls import insert_unique, let_go, read_controls, set_control
+from .store.retention import read_keeps, save_keeps
 from .tasks import Known, register, task
 from .telemetry import emit, listening
 from .waiting import check_timeout, waits
@@ -576,29 +578,11 @@ def _waited(self:BackgroundTaskManager, o, job_id, timeout):
     raise TimeoutError(f'job {job_id} ({job.job_type}) is still {job.status}{due} after {timeout:g} s')
 
 # %% ../nbs/20_utils_bgtsk.ipynb #81dee829
-class Transaction:
+class Transaction(Block):
     "Business rows and jobs that commit together or not at all"
-    holds = True     # the write lock
     def __init__(self,
         manager:BackgroundTaskManager, # Whose database it is
     ): self.manager,self.lane,self.open,self.jobs = manager,manager._lane,False,[]
-
-    def __enter__(self): return self._enter(self._begin())
-    def __exit__(self, typ, e, tb): self._leave(); self._end(typ is None)
-    async def __aenter__(self):
-        begun = asyncio.ensure_future(asyncio.to_thread(self._begin))
-        try: return self._enter(await asyncio.shield(begun))
-        except asyncio.CancelledError:     # the thread goes on waiting for the lock: when it has it, let go of it
-            begun.add_done_callback(lambda f: f.cancelled() or f.exception() or self._end(False))
-            raise
-    async def __aexit__(self, typ, e, tb):
-        self._leave()
-        await asyncio.to_thread(self._end, typ is None)
-    def _enter(self, db): self._token = _tx.set(self); return db
-    def _leave(self):
-        self.open = False
-        try: _tx.reset(self._token)
-        except ValueError: pass            # a generator that goes on elsewhere than it began: there, it is not set
 
 # %% ../nbs/20_utils_bgtsk.ipynb #c68cb1fd
 @patch
@@ -864,6 +848,34 @@ def _run_schedule(self:BackgroundTaskManager, s):
 @patch
 def _plans(self:BackgroundTaskManager):
     with self._using() as lane: return lane.timetable.plans(lane.store, self.clock(), all=True)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #9c2df20e
+@patch
+def keep(self:BackgroundTaskManager,
+    *,
+    completed:float=..., # Days to keep completed jobs, or a `timedelta`; infinity for ever; None for no rule; `...` leaves the rule as it is
+    failed:float=..., # The same for failed jobs
+    cancelled:float=..., # The same for cancelled jobs
+    job_type:str=None, # Only for jobs of this type; None for all types
+):
+    """Set for how long jobs are kept once they are over. Raises `TypeError` or `ValueError` naming the option, and then changes
+    nothing; `StoreBusy` or `StoreError`"""
+    rules = keep_rules(job_type, completed=completed, failed=failed, cancelled=cancelled)
+    with self._using() as lane, lane.store.writing() as c: save_keeps(c, rules)
+
+@patch
+def keeps(self:BackgroundTaskManager)->list: # `Keep`s, by status and type
+    "The rules, those for all tenants among them"
+    with self._using() as lane: return keeps_of(read_keeps(lane.store), lane.keeps())
+
+@patch
+def prune(self:BackgroundTaskManager,
+    batch:int=None, # At most so many jobs in one commit; None for as many as take about eight milliseconds
+    now:float=None, # The time in seconds since 1970; None for the clock's
+)->int: # Jobs that were removed
+    "Remove at once what the rules do not keep. Raises `StoreBusy` or `StoreError`; what went until then is gone"
+    check_batch(batch, now)
+    with self._using() as lane: return Sweep(lane, read_keeps(lane.store), lane.keeps(), self.clock() if now is None else now, batch, self.busy_s).run()
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0e4baa3e
 @patch

@@ -16,6 +16,7 @@ from .executor import Outcome, call
 from .lane import Lane
 from .maintenance import heartbeat, mend, release_lost, rescue
 from .presence import Presence
+from .retention import Pruner
 from .shares import Line, Ready
 from .telemetry import log
 from itertools import count
@@ -50,6 +51,7 @@ class Worker:
         self._end = threading.Event()
         self._heard_by = weakref.WeakSet()        # presences whose bells the dispatcher hears
         self.beat = time.monotonic()              # when the dispatcher last came round
+        self.pruner = Pruner()
         self._clocked = 0.                        # when it next asks which jobs have become due
     def __repr__(self): return f'Worker(threads={self.threads}, lanes={len(self.lanes)}, running={len(self.running)})'
 
@@ -524,6 +526,7 @@ def _care(self:Worker, lane, beat):
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
+        self.pruner.offer(lane)
     lane._look_ahead()                            # jobs for later that other processes submitted
     if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
 
@@ -618,6 +621,7 @@ def stop(self:Worker,
     global _worker
     if _worker is self: _worker = None
     self.stopping = True
+    self.pruner.stop()
     self._wake()
     self.leave(list(self.lanes), grace_s)
     self.stopped = True

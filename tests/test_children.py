@@ -1,9 +1,14 @@
 "Tasks in child processes: how they end, what happens to the pool, and who outlives whom"
-import os, signal, sys, threading
+import json, os, signal, subprocess, sys, threading
 
 import cpu, psutil, pytest
-from fh_saas.children import Child, children
+from fastlite import database
+from fh_saas.children import Child, Handle, children
+from fh_saas.ids import from_iso
+from fh_saas.store.base import NewJob
 from fh_saas.tasks import task
+from fh_saas.tenants import Tenants
+from fh_saas.utils_bgtsk import BackgroundTaskManager
 from util import all_done, done, end, env, process, said, stop_worker, until
 
 @pytest.fixture(autouse=True)
@@ -113,6 +118,11 @@ def test_max_rss(t):
     d,c,b,a = [o.result for o in m.list_jobs()]
     assert a==b==c!=d
 
+def test_tasks_that_are_listed(t):
+    "`tasks=[f]` keeps what `@task(process=True)` has said, also under another name"
+    assert run(t.mgr(handoff=0, tasks=[cpu.me]), cpu.me).result!=str(os.getpid())
+    assert run(t.mgr(handoff=0, tasks=dict(other=cpu.me)), cpu.me).result!=str(os.getpid())
+
 def test_bad_registration():
     def inner(): ...
     class A:
@@ -163,7 +173,6 @@ if __name__=='__main__':
 @pytest.mark.parametrize('how', [['my_app.py'], ['-m', 'my_app'], ['../p/my_app.py']])
 def test_a_task_of_the_script(t, how):
     "`python my_app.py`: the child loads the file under its name, without the part for `__main__`; its manager runs nothing there"
-    import subprocess
     (t.dir/'p').mkdir()
     (t.dir/'p/my_app.py').write_text(SCRIPT)
     o = subprocess.run([sys.executable, *how, str(t.path)], cwd=t.dir/'p', env=env(T=str(t.path)), capture_output=True, text=True, timeout=30)
@@ -182,7 +191,7 @@ def started(t, m, f, **kw):
     until(lambda: t.log('start'))
     return id,m._lane.hand[id]
 
-@pytest.mark.parametrize('f,broken', [(cpu.gate, 'SystemExit'), (cpu.agate, 'CancelledError')])
+@pytest.mark.parametrize('f,broken', [(cpu.gate, 'Cancelled'), (cpu.agate, 'CancelledError')])
 def test_kill_asks_first(t, f, broken):
     "The task is told by an exception, and may clean up; the attempt costs nothing unless somebody says what it means"
     m = t.mgr(handoff=0)
@@ -224,6 +233,134 @@ def test_a_forked_copy_hides_no_death(t):
     j = run(t.mgr(handoff=0), cpu.forks, status='failed', folder=str(t.dir))
     assert j.error_log=='Its process exited with status 4'
     until(lambda: gone(t.log('forked')[0][2]))
+
+def test_cancelled(t):
+    m = t.mgr(handoff=0)
+    id,a = started(t, m, cpu.gate)
+    m._lane.halt(a, 'cancelled')
+    j = done(m, id, status='cancelled')
+    assert j.error_log.startswith('Cancelled while it ran\n') and f'Cancelled: job {id} is to end: cancelled' in j.error_log and j.retry_count==0
+    assert t.log('broken')[0][-1]=='Cancelled'
+
+def test_cancelled_before_its_child_was_there(t, monkeypatch):
+    "A job that is cancelled while its child is being made does not begin"
+    made,go,spawn = threading.Event(),threading.Event(),Child._spawn
+    def slow(self, *fds): made.set(); go.wait(20); return spawn(self, *fds)
+    monkeypatch.setattr(Child, '_spawn', slow)
+    m = t.mgr(handoff=0)
+    id = m.submit('cpu', cpu.gate, folder=str(t.dir))[0]
+    made.wait(20)
+    m._lane.halt(m._lane.hand[id], 'cancelled')
+    go.set()
+    assert done(m, id, status='cancelled').error_log=='Cancelled while it ran' and not t.log()
+
+@pytest.mark.parametrize('f', [cpu.gate, cpu.greedy])
+def test_timed_out(t, f, monkeypatch):
+    monkeypatch.setattr(Handle.kill, '__defaults__', (.5,))
+    m = t.mgr(handoff=0)
+    now = m._lane.now()
+    m._lane.store.insert([NewJob('late', 'cpu', json.dumps(dict(folder=str(t.dir))), 1, now, f'cpu:{f.__name__}', now, timeout_s=1.5)])
+    m._serve().kick(m._lane)
+    j = done(m, 'late', status='failed')
+    assert j.error_log.startswith('Timed out after 1.5 s\n') and '"timeout"' in j.attempts and j.retry_count==1
+    assert ('Cancelled: ' if f is cpu.gate else 'Its process was killed by SIGKILL (9)') in j.error_log
+    until(lambda: gone(t.log('start')[0][3]) or children.idle)
+    assert run(m, cpu.add, a=1, b=1).result=='2'
+
+# --- what a task says of its attempt and its job
+
+def test_what_an_exception_means(t):
+    "Snooze, Discard, RetryIn and the task's policy hold in a child as elsewhere"
+    now = [1e9]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    got = {}
+    for o in 'snooze', 'discard', 'later', 'key', 'value':
+        id = m.submit('cpu', cpu.says, what=o)[0]
+        m.run_due()
+        j = m.get_job(id)
+        got[o] = j.status,j.retry_count,j.run_at and round(from_iso(j.run_at)-now[0])
+    assert got==dict(snooze=('pending', 0, 30), discard=('failed', 1, None), later=('pending', 1, 7), key=('failed', 1, None), value=('pending', 1, 2))
+
+@pytest.mark.parametrize('fault', ['raise', 'crash'])
+def test_context(t, fault):
+    "Progress, log, cursor and steps are kept over a failure, and over a crash as far as they were written"
+    now = [1e9]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    id = m.submit('cpu', cpu.resumes, folder=str(t.dir), fault=fault)[0]
+    m.run_due()
+    j = m.get_job(id)
+    assert (j.status,j.retry_count,j.cursor)==('pending', 1, '10') and '"done":99' in j.progress and j.log.endswith('so far')
+    now[0] += 5
+    m.run_due()
+    j = m.get_job(id)
+    assert (j.status,j.result,j.cursor)==('completed', '[2,null,10,"it"]', '20') and len(j.log.splitlines())==2
+    assert len(t.log('made'))==(1 if fault=='raise' else 2)
+    assert not m._lane.store.steps(id), 'steps are forgotten with the end'
+
+def test_a_step_outlives_the_parent(t):
+    "kill -9 of the parent during a step: the child writes nothing afterwards, the step runs again elsewhere"
+    with process(t, HOLD, 'stuck_in_step') as p:
+        until(lambda: t.log('start'))
+        p.kill(); p.wait()
+    t.go()
+    m = t.mgr(handoff=0)
+    all_done(m, 1)
+    assert m.list_jobs()[0].result=='"-"' and len(t.log('start'))==2
+
+@pytest.mark.parametrize('then', ['return', 'crash'])
+def test_transaction(t, then, caplog):
+    "P4 in a child: rows, children and the completion are one commit, whatever happens to the process after it"
+    t.db().execute('create table bookings(n int)')
+    m = t.mgr(handoff=0)
+    t.go()
+    id = m.submit('cpu', cpu.books, folder=str(t.dir), then=then)[0]
+    j = done(m, id)
+    assert (j.result,j.retry_count,j.error_log)==('"booked"', 0, None)
+    all_done(m, 2)
+    until(lambda: not m._lane.hand)
+    assert m.get_job(id)==j and [o['n'] for o in t.dbs[0].q('select n from bookings')]==[1] and len(t.log('booked'))==1
+    assert ('refused' in caplog.text)==(then=='crash')
+
+def test_transaction_that_fails(t):
+    t.db().execute('create table bookings(n int)')
+    m = t.mgr(worker=False)
+    j = run_one(m, cpu.books, folder=str(t.dir), fail=True)
+    assert j.status=='failed' and 'not booked' in j.error_log and not t.dbs[0].q('select * from bookings') and len(m.list_jobs())==1
+
+def test_transaction_and_a_killed_parent(t):
+    "kill -9 of the parent after the commit: the job stays completed and does not run again"
+    t.db().execute('create table bookings(n int)')
+    with process(t, HOLD.replace('name=o', "then='hold'"), 'books') as p:
+        until(lambda: t.log('booked'))
+        p.kill(); p.wait()
+    t.go()
+    m = t.mgr(handoff=0)
+    all_done(m, 2)
+    assert len(t.log('booked'))==1 and [o['n'] for o in t.dbs[0].q('select n from bookings')]==[1]
+
+def test_context_of_a_tenant(tmp_path):
+    ts = Tenants(tmp_path/'tenants')
+    ts.create('acme')
+    id,_ = ts['acme'].jobs.submit('cpu', cpu.tells)
+    assert json.loads(ts['acme'].jobs.wait(id, 20).result)==['acme', id]
+    ts.close()
+    assert not [o for o in (tmp_path/'tenants').rglob('.fh_saas') if o.parent!=tmp_path/'tenants'], 'no folder of its own beside the file'
+
+def test_memory_database(t):
+    "Its jobs run in children, but no child can reach it"
+    db = database(':memory:')
+    m = BackgroundTaskManager(db, worker=False)
+    assert run_one(m, cpu.add, a=1, b=2).result=='3'
+    assert 'RuntimeError: a :memory: database exists in its own process alone' in run_one(m, cpu.tells).error_log
+    m.close()
+
+def test_submit_from_a_child(t):
+    "The manager of a child runs nothing itself; the parent hears of what is submitted there"
+    m = t.mgr(handoff=0, tasks=[cpu.gate])
+    t.go()
+    j = run(m, cpu.submits, folder=str(t.dir), path=str(t.path))
+    worker,id = json.loads(j.result)
+    assert worker is False and done(m, id).result=='"child"'
 
 # --- shutdown and crashes of the parent
 

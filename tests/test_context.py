@@ -6,6 +6,7 @@ from typing import Optional, TYPE_CHECKING
 import pytest
 from fh_saas.context import JobContext, current_job
 from fh_saas.tenants import Tenants
+from fh_saas.utils_bgtsk import BackgroundTaskManager
 from util import done, until
 if TYPE_CHECKING: from fh_saas.context import JobContext as OnlyForTypes
 
@@ -393,3 +394,205 @@ def test_no_trace_without_steps(t):
         return writes(m)-w
     n()
     assert n()==30 and not m._lane.notes
+
+# --- transaction: promise P4
+
+def bookings(m): return [o['n'] for o in m.db.q('select n from bookings order by n')]
+def with_table(m): m.db.q('create table if not exists bookings(id integer primary key, n)'); return m
+
+def test_transaction(t):
+    "The rows and the completion are one commit; before its end nobody sees either"
+    m,seen = with_table(t.mgr(worker=False)),[]
+    def f(n, job:JobContext):
+        with job.transaction() as db:
+            db.t.bookings.insert(n=n)
+            job.progress(1, 1); job.log('booked')
+            job.finish([n])
+            seen.append((bookings(m),m.get_job(job.id).status))
+        seen.append((bookings(m),m.get_job(job.id).status))
+        job.progress(9); job.log('late'); job.cursor = 9
+        return 'ignored'
+    id,bg = m.submit('b', f, n=7)
+    bg.func(*bg.args)
+    j = m.get_job(id)
+    assert seen==[([],'running'),([7],'completed')] and (j.status,j.result,j.cursor)==('completed','[7]',None)
+    assert j.started_at<=j.completed_at and j.log.endswith('booked') and json.loads(j.progress)['done']==1
+    assert [o['attempts'] for o in m._lane.store.usage()]==[1] and not m._lane.hand
+
+@pytest.mark.parametrize('kind', ['sync','async'])
+def test_transaction_on_the_worker(t, kind):
+    "Fifty at once, by threads and by the loop"
+    m = with_table(t.mgr(handoff=0))
+    def f(n, job:JobContext):
+        with job.transaction() as db: db.t.bookings.insert(n=n); job.finish(n)
+    async def af(n, job:JobContext):
+        async with job.transaction() as db: db.t.bookings.insert(n=n); job.finish(n)
+    ids = m.submit_many('b', f if kind=='sync' else af, [dict(n=i) for i in range(50)])
+    for i,id in enumerate(ids): assert done(m, id).result==str(i)
+    assert bookings(m)==list(range(50))
+    until(lambda: not m._lane.hand)
+
+def test_exception_in_the_block(t):
+    "Rolled back, a failed attempt, and the retry makes the rows once"
+    c = Clocked(t); with_table(c.m)
+    def child(): pass
+    def f(job:JobContext):
+        with job.transaction() as db:
+            db.t.bookings.insert(n=job.attempt)
+            c.m.submit('child', child)
+            if job.attempt==1: raise ValueError('in the block')
+    id,_ = c.m.submit('b', f)
+    c.run()
+    j = c.m.get_job(id)
+    assert (j.status,j.retry_count)==('pending',1) and 'in the block' in j.error_log and not bookings(c.m) and not c.m.list_jobs('child')
+    c.run()
+    assert (c.m.get_job(id).status,bookings(c.m),len(c.m.list_jobs('child')))==('completed',[2],1)
+
+@pytest.mark.parametrize('how', ['raises','exits','snoozes','returns'])
+def test_after_the_block(t, how, caplog):
+    "What a task does after it changes nothing, and is said in the log"
+    from fh_saas.retry import Snooze
+    c = Clocked(t); with_table(c.m)
+    def f(job:JobContext):
+        with job.transaction() as db: db.t.bookings.insert(n=1)
+        if how=='raises': raise ValueError('late')
+        if how=='exits': raise SystemExit
+        if how=='snoozes': raise Snooze(5)
+        return 5
+    id,_ = c.m.submit('b', f)
+    c.run(3)
+    j = c.m.get_job(id)
+    assert (j.status,j.retry_count,j.error_log,j.result,bookings(c.m))==('completed',0,None,None,[1]) and not c.m._lane.hand
+    if how!='snoozes': assert 'transaction()' in caplog.text
+
+TX = '''
+from fh_saas.context import JobContext
+db.q('create table if not exists bookings(id integer primary key, n)')
+def die(at):
+    if at==where and not is_open(folder, 'safe'): os.kill(os.getpid(), 9)
+def child(): say(folder, 'child')
+def body(db, job):
+    say(folder, 'body')
+    db.t.bookings.insert(n=1); m.submit('child', child); job.finish('ok')
+def f(job:JobContext):
+    die('before')
+    with job.transaction() as db: body(db, job); die('in')
+    die('after')
+async def af(job:JobContext):
+    die('before')
+    async with job.transaction() as db: body(db, job); die('in')
+    die('after')
+where = sys.argv[3]
+if where=='commit':       # killed by the commit itself, when it is durable and nobody knows
+    from fh_saas.store.sqlite import SqliteStore
+    commit = SqliteStore.commit
+    def then_die(self, conn): commit(self, conn); die('commit')
+    SqliteStore.commit = then_die
+m = mgr(tasks={'f':f, 'af':af, 'child':child}, handoff=0)
+'''
+@pytest.mark.parametrize('task', ['f','af'])
+@pytest.mark.parametrize('where,bodies,tries', [('before',1,1), ('in',2,1), ('commit',1,0), ('after',1,0)])
+def test_exactly_once_over_kill(t, task, where, bodies, tries):
+    "P4: kill -9 before, in and after the block: the rows, the child and the completion happen once"
+    run_py(t, TX+f"m.submit('b', {task}); time.sleep(30)", where, rc=-9)
+    t.go('safe')
+    m = t.look()
+    id = m.list_jobs('b')[0].id
+    if tries==0: assert m.get_job(id).status=='completed'
+    with process(t, TX+'m.run()', where):
+        j = done(m, id)
+        until(lambda: m.list_jobs('child', 'completed'))
+    assert (j.result,j.retry_count,bookings(m),len(m.list_jobs('child')),len(t.log('body')))==('"ok"',tries,[1],1,bodies)
+
+RACE = '''
+from fh_saas.context import JobContext
+def f(n, job:JobContext):
+    with job.transaction() as db: db.t.bookings.insert(n=n); job.finish(n)
+m = mgr(tasks={'f':f}, handoff=0)
+'''
+def test_exactly_once_among_processes(t):
+    "P4: processes that are killed again and again while they work off two hundred jobs make each booking once"
+    m = with_table(t.look())
+    with process(t, RACE+"m.submit_many('b', f, [dict(n=i) for i in range(200)], max_retries=50); m.run()"):
+        until(lambda: bookings(m))
+        for k in range(4):
+            with process(t, RACE+'m.run()'):
+                n = len(bookings(m))
+                until(lambda: len(bookings(m))>=min(n+20, 200))
+    with process(t, RACE+'m.run()'): until(lambda: len(m.list_jobs(status='completed', limit=1000))==200)
+    assert bookings(m)==list(range(200))
+
+def test_transaction_of_a_lost_attempt(t):
+    "P3: if another took the job over before the block, its end rolls back"
+    c = Clocked(t); with_table(c.m)
+    def f(job:JobContext):
+        c.m.db.q("update tenant_jobs set fence=fence+1, owner='other'")
+        with job.transaction() as db: db.t.bookings.insert(n=1)
+    id,_ = c.m.submit('b', f)
+    c.run()
+    assert (c.m.get_job(id).status,c.m.get_job(id).owner,bookings(c.m))==('running','other',[])
+
+def test_cancelled_in_the_block(t):
+    "An async task that is cancelled inside the block leaves nothing; one that is cancelled while it commits is told after the commit"
+    m = with_table(t.mgr(handoff=0))
+    async def f(job:JobContext):
+        async with job.transaction() as db:
+            db.t.bookings.insert(n=1)
+            asyncio.current_task().cancel()
+            await asyncio.sleep(5)
+    async def g(job:JobContext):
+        async with job.transaction() as db:
+            db.t.bookings.insert(n=2)
+            asyncio.get_running_loop().call_soon(asyncio.current_task().cancel)
+    a,b = m.submit('b', f, max_retries=1)[0],m.submit('b', g, max_retries=1)[0]
+    assert 'CancelledError' in done(m, a, status='failed').error_log and done(m, b).error_log is None
+    assert bookings(m)==[2]
+
+def test_no_place_for_a_transaction(t):
+    "In :memory:, inside a step, inside another block, and after one; the error says what to do"
+    from fastlite import database
+    c = Clocked(t); with_table(c.m)
+    def inside_step(job): job.step('s', lambda: job.transaction())
+    def nested(job):
+        with job.transaction(): job.transaction()
+    def step_in(job):
+        with job.transaction(): job.step('s', int)
+    def managers(job):
+        with c.m.transaction(): job.transaction()
+    def twice(job):
+        for i in range(2):
+            try:
+                with job.transaction(): pass
+            except RuntimeError as e: assert 'already' in str(e); raise
+    for f,says in ((inside_step,'inside a step'), (nested,'inside a transaction()'), (step_in,'inside a transaction()'), (managers,'inside a transaction()')):
+        def task(job:JobContext, f=f): f(job)
+        id,_ = c.m.submit('n', task, max_retries=1)
+        c.run()
+        assert says in c.m.get_job(id).error_log, f
+    def task2(job:JobContext): twice(job)
+    id,_ = c.m.submit('n', task2)
+    c.run()
+    assert c.m.get_job(id).status=='completed'
+    m = BackgroundTaskManager(database(':memory:'), worker=False)
+    def task3(job:JobContext): job.transaction().__enter__()
+    id,bg = m.submit('n', task3, max_retries=1)
+    bg.func(*bg.args)
+    assert ':memory:' in m.get_job(id).error_log
+    m.close()
+
+def test_transaction_meets_a_lock(t):
+    "A file that stays locked is a failed attempt, not a lost job"
+    c = Clocked(t); with_table(c.m)
+    c.m._lane.store.wait_s = .05
+    other = t.db()
+    def f(job:JobContext):
+        if job.attempt==1: other.conn.execute('begin immediate')
+        try:
+            with job.transaction() as db: db.t.bookings.insert(n=1)
+        finally:
+            if job.attempt==1: other.conn.execute('rollback')
+    id,_ = c.m.submit('b', f)
+    c.run()
+    assert 'StoreBusy' in c.m.get_job(id).error_log
+    c.run()
+    assert (c.m.get_job(id).status,bookings(c.m))==('completed',[1])

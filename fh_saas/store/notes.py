@@ -6,9 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/store/07_notes.ipynb #c1d7614e
+from collections import deque
+from copy import copy
 from fastcore.basics import patch
 from .base import Claim
 from .sqlite import SqliteStore, _HELD
+from types import SimpleNamespace
 
 # %% ../../nbs/store/07_notes.ipynb #c2990f98
 _NOTE = f'update tenant_jobs set progress=coalesce(?,progress), log=coalesce(?,log), cursor=coalesce(?,cursor) {_HELD}'
@@ -18,7 +21,7 @@ def note(self:SqliteStore,
     rows:list, # Tuples (progress, log, cursor, row, id, fence); None for what stays as it is
 )->list: # Places in `rows` of those whose claim no longer held; nothing was changed for them
     "Write what jobs say of themselves, inside `writing()`"
-    return self._held(_NOTE, rows)
+    return self._change(_NOTE, rows)
 
 @patch
 def notes(self:SqliteStore,
@@ -59,3 +62,13 @@ def drop_steps(self:SqliteStore,
 ):
     "Forget the steps of jobs, inside `writing()`"
     self._c.executemany('delete from tenant_job_steps where job=?', [(o,) for o in jobs])
+
+# %% ../../nbs/store/07_notes.ipynb #858d6edd
+@patch
+def on(self:SqliteStore,
+    conn, # A connection to the same file, inside a transaction
+)->SqliteStore: # What its `freed` holds counts only once that transaction has been committed
+    "The verbs for use inside `writing()`, on another connection"
+    s = copy(self)
+    s._writer,s.freed = SimpleNamespace(conn=conn),deque()
+    return s

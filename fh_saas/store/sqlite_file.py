@@ -7,9 +7,12 @@ __all__ = ['COLUMNS', 'ADDED', 'VERSION', 'SCHEMA', 'CHECKPOINT', 'CHECKPOINT_MU
            'SqliteFile', 'fold']
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #420b9622
-import apsw, os, random, threading, time
+import apsw, os, random, re, threading, time
 from contextlib import contextmanager
 from fastcore.basics import patch
+from functools import cache
+from itertools import groupby
+from operator import attrgetter
 from .base import StoreBusy, StoreError, StoreMoved
 from typing import Callable
 
@@ -162,7 +165,7 @@ class SqliteFile:
         create:bool=True, # Whether to make a file that is missing
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
-        self._queue,self._qlock,self._leading,self._last,self._seen,self._full = [],threading.Lock(),False,1,None,True
+        self._queue,self._qlock,self._leading,self._last,self._awaited,self._seen,self._full = [],threading.Lock(),False,1,None,None,True
         self._writer = _Conn(self.path, conn if self.memory else None, create)
         try:
             with self._writer.use(wait_s if open_s is None else open_s) as c: self._prepare(c)
@@ -370,6 +373,7 @@ def _line_up(self:SqliteFile, sql, rows):
     op.woken = threading.Lock()
     op.woken.acquire()
     self._queue.append(op)
+    if self._awaited and len(self._queue)+1>=self._last: self._awaited,o = None,self._awaited; o.release()
     return op
 
 @patch
@@ -394,6 +398,19 @@ def _withdraw(self:SqliteFile, op):
     return False
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #860ebc20
+_sql = attrgetter('sql')
+
+@cache
+def _for_rows(sql, n):
+    "An insert statement for `n` rows instead of one"
+    return re.sub(r'values(\(.*?\))', lambda m: 'values'+','.join([m[1]]*n), sql)
+
+def _insert(conn, sql, rows):
+    i = 0
+    for n in (16,8,4,2,1):
+        while len(rows)-i>=n: conn.execute(_for_rows(sql, n), [v for o in rows[i:i+n] for v in o]); i += n
+
+# %% ../../nbs/store/01_sqlite_file.ipynb #4d1baa26
 @patch
 def _lead(self:SqliteFile, op, end):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"
@@ -403,7 +420,7 @@ def _lead(self:SqliteFile, op, end):
         if self.moved(): raise self._gone()
         with self.writing(max(0., end-time.monotonic())) as c:
             with self._qlock: ops,self._queue = ops+self._queue,[]
-            for o in ops: c.executemany(o.sql, o.rows)
+            for sql,os in groupby(ops, _sql): _insert(c, sql, [r for o in os for r in o.rows])
     except BaseException as e:
         if len(ops)>1: self._each(ops, end)
         else: op.error = e
@@ -417,8 +434,12 @@ def _gone(self:SqliteFile): return StoreMoved(f'{self.path} was deleted or repla
 @patch
 def _gather(self:SqliteFile, wait_s=.0003):
     "Where several committed together a moment ago, give them a moment to come back: one commit more costs more than that"
-    end = time.perf_counter()+wait_s
-    while len(self._queue)+1<self._last and time.perf_counter()<end: time.sleep(.00001)
+    with self._qlock:
+        if len(self._queue)+1>=self._last: return
+        self._awaited = all_here = threading.Lock()
+        all_here.acquire()
+    all_here.acquire(timeout=wait_s)
+    self._awaited = None
 
 @patch
 def _alone(self:SqliteFile, sql, row, wait_s):
@@ -444,7 +465,7 @@ def _each(self:SqliteFile, ops, end):
     for o in ops: o.error = StoreError(f'{self.path}: the commit was cut short')
     for o in ops:
         try:
-            with self.writing(max(0., end-time.monotonic())) as c: c.executemany(o.sql, o.rows)
+            with self.writing(max(0., end-time.monotonic())) as c: _insert(c, o.sql, o.rows)
             o.error = None
         except BaseException as e: o.error = e
 

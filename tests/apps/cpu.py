@@ -1,6 +1,9 @@
 "Tasks for child processes"
 import asyncio, ctypes, os, re, signal, subprocess, sys, time
-from fh_saas.utils_bgtsk import task
+from fh_saas.context import JobContext, current_job
+from fh_saas.retry import Discard, RetryIn, Snooze
+from fh_saas.utils_bgtsk import BackgroundTaskManager, task
+from util import opened
 from work import is_open, say
 
 @task(process=True)
@@ -91,3 +94,46 @@ def fds():
 
 @task(process=True)
 def has(name): return hasattr(sys.modules[__name__], name)
+
+@task(process=True, no_retry_on=KeyError)
+def says(what):
+    raise dict(snooze=Snooze(30), discard=Discard('useless'), later=RetryIn(7), key=KeyError('k'), value=ValueError('v'))[what]
+
+@task(process=True)
+def resumes(folder, job:JobContext, fault=None):
+    "Goes on where the attempt before left off"
+    got = [job.attempt, job.tenant, job.cursor, job.step('first', made, folder)]
+    for i in range(100): job.progress(i, 100)
+    job.log('so far')
+    job.cursor = got[0]*10
+    if job.attempt==1:
+        if fault=='raise': raise ValueError('once more')
+        job.step('second', made, folder)        # keeps what was said before
+        ctypes.string_at(0)
+    return got
+
+def made(folder): say(folder, 'made'); return 'it'
+
+@task(process=True)
+def submits(folder, path):
+    m = BackgroundTaskManager(opened(path))
+    return [m.worker, m.submit('cpu', gate, folder=folder, name='child')[0]]
+
+@task(process=True)
+def stuck_in_step(folder, name, job:JobContext): return job.step('hold', gate, folder)
+
+@task(process=True)
+def tells(job:JobContext): return [job.tenant, current_job().id]
+
+@task(process=True)
+def books(folder, job:JobContext, then='return', fail=False):
+    "Completes the job together with a row"
+    m = BackgroundTaskManager(opened(f'{folder}/t.db'))
+    with job.transaction() as db:
+        db.execute('insert into bookings(n) values(?)', (job.attempt,))
+        if fail: raise ValueError('not booked')
+        m.submit('cpu', gate, folder=folder, name='child')
+        job.finish('booked')
+    say(folder, 'booked')
+    if then=='crash': ctypes.string_at(0)
+    if then=='hold': gate(folder)
