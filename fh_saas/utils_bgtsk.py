@@ -620,9 +620,8 @@ def _commit(self:Transaction, ok):
 def insert(self:Transaction,
     jobs:list, # `NewJob`s
 ):
-    "Add rows to the transaction"
-    if not any([o.unique_key for o in jobs]): self.lane.store.insert_into(self._conn, jobs); ids = [o.id for o in jobs]
-    else: _,ids = insert_unique(self.lane.store, jobs, self.lane.now(), conn=self._conn)
+    "Add rows to the transaction; their ids, or those of jobs that hold their unique keys"
+    _,ids = insert_unique(self.lane.store, jobs, self.lane.now(), conn=self._conn)
     self.jobs += [o for o,i in zip(jobs, ids) if o.id==i]
     return ids
 

@@ -427,3 +427,15 @@ def test_in_time(t):
     ids = m.options(timeout=30).submit_many('a', note, [dict(x=i) for i in range(200)])
     all_done(m, 200)
     assert sorted(ran)==list(range(200)) and not _w._worker.stuck
+
+def test_unique_inside_steps_and_job_transactions(m):
+    from fh_saas.context import current_job
+    ids = []
+    def kids(): ids.append([m.options(unique='k').submit('kid', note)[0] for _ in range(2)])
+    def parent():
+        job = current_job()
+        job.step('kids', kids)
+        with job.transaction(): ids.append([m.options(unique=k).submit('kid', note)[0] for k in ('k', 'z', 'z')])
+    m.submit('a', parent); m.run_due()
+    (a,b),(c,d,e) = ids
+    assert a==b==c!=d==e and len(m.list_jobs('kid'))==2

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_controls', 'set_control', 'gate_and_controls', 'hold', 'let_go', 'held_for', 'counts', 'count_type',
-           'room_of_rate', 'note_starts', 'next_start', 'free_keys', 'is_over', 'holders', 'insert_unique', 'cancel',
-           'asked']
+           'room_of_rate', 'note_starts', 'next_start', 'free_keys', 'is_over', 'holder', 'holders', 'insert_unique',
+           'cancel', 'asked']
 
 # %% ../../nbs/store/08_controls.ipynb #4023bac9
 import apsw, msgspec
@@ -135,15 +135,20 @@ def is_over(
     "Whether somebody's time under this key is over; only reads"
     return key[0]=='t' and bool(file.read(f'select 1 from tenant_jobs indexed by tj_unique where {_HOLDS} and unique_until<=?', (key, now)))
 
+def holder(
+    file, # A `SqliteFile`, or a connection inside a transaction
+    key:str, # Value of `unique_key`
+)->str: # Job id; None if it is free
+    "Which job holds a key"
+    rows = _rows(file, f'select id from tenant_jobs indexed by tj_unique where {_HOLDS}', (key,))
+    return rows[0][0] if rows else None
+
 def holders(
     file, # A `SqliteFile`, or a connection inside a transaction
     jobs:list, # `NewJob`s that were inserted, or were not because their key was taken
 )->list: # For each its own id, or the id of the job that holds its key; None if there is neither
     "Whose job each of them became"
-    def one(j):
-        if _rows(file, 'select 1 from tenant_jobs where id=?', (j.id,)): return j.id
-        rows = _rows(file, f'select id from tenant_jobs indexed by tj_unique where {_HOLDS}', (j.unique_key,))
-        return rows[0][0] if rows else None
+    def one(j): return j.id if _rows(file, 'select 1 from tenant_jobs where id=?', (j.id,)) else holder(file, j.unique_key)
     return [one(j) if j.unique_key else j.id for j in jobs]
 
 # %% ../../nbs/store/08_controls.ipynb #32100931
