@@ -69,7 +69,7 @@ class Lane:
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began
         self.hungry = self.lined = False
-        self.told,self.users,self.server = 0.,weakref.WeakSet(),None
+        self.told,self.users,self.server,self.maker = 0.,weakref.WeakSet(),None,None    # `maker` gives a manager of it where there is none
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
         self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
@@ -358,7 +358,7 @@ def finish(self:Lane,
     conn, # A connection inside a transaction of the task's
 )->tuple: # What `finished` needs once that is committed; None, and nothing is changed, if the claim no longer holds
     "Write there that the job is completed"
-    there,b = copy(self),Attempt(a.claim, a.task, self, a.claimed_at)
+    there,b = copy(self),Attempt(a.claim, a.task, self, 0.)
     there.store = self.store.on(conn)
     b.job,b.began,b.ended,b.result,b.took = a.job,a.began,self.now(),result,max(0., self.clock()-from_iso(a.began))
     b.ack = settle(a.claim, Outcome('returned', result), a.began, self.clock(), a.task)

@@ -261,7 +261,7 @@ def _opener(self:Tenants, e):
     if not os.path.exists(e.path): raise StoreError(f'{e.path} is missing')
     o = self._options
     lane = open_lane(e.path, None, known, o['clock'], o['busy_s'], .25, self._here, lambda store: check_in(self.registry, e.id, store, self._now()))
-    lane.timetable = self._timetable_of(e.id)
+    lane.timetable,lane.maker = self._timetable_of(e.id),lambda: self._manager(e.id)
     lane.keeps = lambda: read_keeps(self.registry, 'tenant_meta')
     return lane
 

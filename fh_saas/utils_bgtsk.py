@@ -19,7 +19,7 @@ import apsw
 from starlette.background import BackgroundTask
 from . import worker as _w
 from .children import run_attempt
-from .context import Block, current, joined, lock_held
+from .context import Block, current, joined, lock_held, makers
 from .ids import from_iso, to_iso
 from .lane import Attempt, generation, open_lane
 from .options import _whole, check_options, check_tries, instant, put_options, text
@@ -292,8 +292,8 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     if listening():
         for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
     due = DUE in map(_ready, jobs)
-    if self.worker:
-        w = self._serve(lane)
+    if self.worker or lane.server:
+        w = self._serve(lane) if self.worker else lane.server
         if due: lane.news = True; w.kick(lane)
         elif lane.due_at is not None:
             at = [from_iso(o.run_at) for o in jobs if o.ready==LATER]
@@ -633,6 +633,18 @@ def transaction(self:BackgroundTaskManager)->Transaction: # A context manager, s
     if lock_held(self._lane):
         raise RuntimeError('this code is inside a transaction() of the same database already; use the outer one')
     return Transaction(self)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #54d1665e
+class _Submitter(BackgroundTaskManager):
+    "A manager of an open lane, which runs nothing"
+    def __init__(self, lane):
+        self.db,self._open,self._known,self._generation,self.clock,self.busy_s = None,lane,lane.known,generation[0],lane.clock,lane.store.wait_s
+        self.worker,self.handoff,self.wait_s,self.drain_s,self.payload_limit,self.closed = False,0.,5.,10.,2**20,False
+        self.threads,self.async_jobs,self.queues = 4,100,{}
+    def _open_lane(self): raise StoreError(f'{self._open.name} was closed')
+    def _in_write(self): return False
+
+makers.append(_Submitter)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0981c1c2
 @patch
