@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from fastcore.basics import patch, patch_to
 from .ids import to_iso
 from .payload import dump_result
+from .store.controls import holder, insert_unique
 from numbers import Integral, Real
 from typing import Callable
 
@@ -233,8 +234,13 @@ class Together:
     def insert(self,
         jobs:list, # `NewJob`s
     ):
-        "Take jobs"
-        self.jobs += jobs
+        "Take jobs; their ids, or those of jobs that hold their unique keys"
+        ids = []
+        for o in jobs:
+            mine = next((j.id for j in self.jobs if j.unique_key==o.unique_key), None) if o.unique_key else None
+            ids.append(i := (mine or holder(self.lane.store, o.unique_key) if o.unique_key else None) or o.id)
+            if i==o.id: self.jobs.append(o)
+        return ids
     def drop(self):
         "The jobs will not exist: forget the functions that were kept for them"
         for o in self.jobs: self.lane.known.held.pop(o.id, None)
@@ -400,9 +406,10 @@ class JobTransaction(Block):
     def insert(self,
         jobs:list, # `NewJob`s
     ):
-        "Add rows to the transaction"
-        self.lane.store.insert_into(self._conn, jobs)
-        self.jobs += jobs
+        "Add rows to the transaction; their ids, or those of jobs that hold their unique keys"
+        _,ids = insert_unique(self.lane.store, jobs, self.lane.now(), conn=self._conn)
+        self.jobs += [o for o,i in zip(jobs, ids) if o.id==i]
+        return ids
 
     def _begin(self):
         from fastlite import Database
