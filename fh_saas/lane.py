@@ -8,6 +8,7 @@ __all__ = ['LEASE_S', 'generation', 'Attempt', 'Lane', 'open_lane', 'files', 'mi
 # %% ../nbs/11_lane.ipynb #55251799
 import os, threading, time, weakref
 from collections import deque
+from copy import copy
 from fastcore.basics import patch
 from .executor import Outcome, settle
 from .ids import JobIds, from_iso, to_iso
@@ -23,7 +24,7 @@ from typing import Callable
 # %% ../nbs/11_lane.ipynb #23485e00
 class Attempt:
     "A claim with its task, from the claim to the commit of its end"
-    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job','stop','token','late')
+    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job','stop','token','late','over')
     def __init__(self,
         claim:Claim, # The job in hand
         task:Task, # What it runs
@@ -32,7 +33,7 @@ class Attempt:
     ):
         self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
         self.slot = self.began = self.handle = self.ended = self.result = self.ack = None   # `ack` stays None for a plain success
-        self.job = None                                            # its `JobContext`, if it was asked for
+        self.job = self.over = None                                # its `JobContext`, if it was asked for; its end, if its own transaction wrote that
         self.took,self.late = 0.,False         # `late`: its time was up, and it was ended without its thread
         self.stop = self.token = None          # `cancelled` or `timeout` once it is to end; see Worker
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
@@ -68,8 +69,9 @@ class Lane:
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began
         self.hungry = self.lined = False
-        self.told,self.users,self.server = 0.,weakref.WeakSet(),None
+        self.told,self.users,self.server,self.maker = 0.,weakref.WeakSet(),None,None    # `maker` gives a manager of it where there is none
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
+        self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
     def __repr__(self): return f'Lane({self.name!r})'
     def now(self)->str:
@@ -176,14 +178,14 @@ def soon(self:Lane):
 def _write(self:Lane, acks):
     "Write how attempts ended, and what they used; those whose claim no longer held"
     if not acks: return ()
-    plain,rest = [a for a in acks if a.ack is None],[a for a in acks if a.ack is not None]
+    plain,rest = [a for a in acks if a.ack is None],[a for a in acks if a.ack is not None and a.over is None]
     refused = [plain[i] for i in self.store.complete([(a.result, a.began, a.ended, *a.claim[:3]) for a in plain])]
     if rest:
         lost = {id(o) for o in self.store.ack([a.ack for a in rest])}
         if stepped := [a.claim.id for a in rest if a.job is not None and a.job.stepped and a.ack.status=='completed' and id(a.ack) not in lost]:
             self.store.drop_steps(stepped)
         refused += [a for a in rest if id(a.ack) in lost]
-    used = [a for a in acks if a not in refused] if refused else acks
+    used = acks if len(plain)+len(rest)-len(refused)==len(acks) else [a for a in plain+rest if a not in refused]
     self.ended += len(used)
     if used: self.store.meter(used[-1].ended[:10], len(used), sum([a.took for a in used]), sum([len(a.claim.payload or '')+len(a.result or '') for a in used]))
     return refused
@@ -338,6 +340,7 @@ def end(self:Lane,
     "Hand the outcome to the next turn"
     if self.here: self.here.unmark(a.slot, keep)
     if a.job is not None: a.job.ending = True           # what it said last is written with its end
+    if a.over is not None: return self._end_over(a, out)
     if out.how=='interrupted': return self.back.append(a.claim)
     name,now,a.took = a.task.name,self.clock(),took_s
     m = self.means.get(name)
@@ -345,6 +348,44 @@ def end(self:Lane,
     self.lately.add(name)
     a.ended,a.result = to_iso(now),out.result
     if out.how!='returned' or out.error or a.job is not None and a.job.stepped: a.ack = settle(a.claim, out, a.began, now, a.task, a.stop)
+    self.acks.append(a)
+    return a.ended
+
+# %% ../nbs/11_lane.ipynb #d0980641
+@patch
+def finish(self:Lane,
+    a:Attempt, # Begun, with a `JobContext`
+    result:str, # JSON of what the job returns; None for None
+    conn, # A connection inside a transaction of the task's
+)->tuple: # What `finished` needs once that is committed; None, and nothing is changed, if the claim no longer holds
+    "Write there that the job is completed"
+    there,b = copy(self),Attempt(a.claim, a.task, self, 0.)
+    there.store = self.store.on(conn)
+    b.job,b.began,b.ended,b.result,b.took = a.job,a.began,self.now(),result,max(0., self.clock()-from_iso(a.began))
+    b.ack = settle(a.claim, Outcome('returned', result), a.began, self.clock(), a.task)
+    if a.job.says(): there._note([a.job])
+    return None if there._write([b]) else (b, there.store.freed)
+
+@patch
+def finished(self:Lane,
+    a:Attempt, # As given to `finish`
+    b:Attempt, # What `finish` gave, and so the next
+    freed:list, # What became of those who waited for the job
+    jobs:list, # `NewJob`s of the same transaction
+):
+    "The transaction is committed"
+    a.over = b
+    for g in freed: self.store._freed(g)
+    self.announce(jobs)
+    if freed: self.news = True; self.soon()
+
+@patch
+def _end_over(self:Lane, a, out):
+    b = a.over
+    self.ended += 1
+    a.ended,a.result,a.took,a.ack = b.ended,b.result,b.took,settle(a.claim, Outcome('returned', b.result), a.began, self.clock(), a.task)
+    if out.how=='failed': log.warning('job %s was completed by its transaction(); what its task raised after that changes nothing: %s', a.claim.id, out.summary)
+    elif out.result and not b.result: log.warning('job %s: its transaction() completed it without a result, and what its task returned came too late; use job.finish(…) in the block', a.claim.id)
     self.acks.append(a)
     return a.ended
 
