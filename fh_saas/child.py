@@ -99,7 +99,7 @@ class Stand:
         began:str=None, # When it began, as `to_iso` gives it
         place:tuple=None, # (path of the database, folder of its presence, tenant); None for `:memory:`
     ):
-        self.task,self.claim,self.began,self.place,self.job,self.stop,self.over,self.took = task,claim,began,place,None,None,None,0.
+        self.task,self.claim,self.began,self.place,self.job,self.stop,self.over,self.claimed_at = task,claim,began,place,None,None,None,0.
         self._lane,self._over = None,threading.Event()
     def __repr__(self): return f'Stand({self.task.name}, {self.claim.id})'
 
@@ -224,6 +224,7 @@ def serve(
     p = Parent(Wire(socket.socket(fileno=fd)))
     signal.signal(signal.SIGTERM, p._on_sigterm)
     signal.signal(signal.SIGINT, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))    # the parent's thread may have blocked them
     _tie(life)
     _behave()
     os.register_at_fork(after_in_child=lambda: (p.wire.sock.close(), os.close(life)))

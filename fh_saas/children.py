@@ -6,11 +6,11 @@
 __all__ = ['children', 'where', 'Child', 'Children', 'Handle', 'run_attempt']
 
 # %% ../nbs/14_children.ipynb #f6dfa459
-import os, signal, socket, sys, threading, time, weakref
+import atexit, os, signal, socket, sys, threading, time, weakref
 from fastcore.basics import patch
 from .child import Wire
 from .context import context_of
-from .executor import INTERRUPTED, Outcome, call, clip, failed
+from .executor import INTERRUPTED, Outcome, call, clip, failed, settle
 from .lane import Attempt
 from .tasks import Task, module_name
 from multiprocessing.spawn import get_executable
@@ -81,9 +81,10 @@ def _heard(self:Child, a, out, rss, more):
     "Know what the child knows of the end"
     self.rss = rss
     if more.get('stepped'): context_of(a).stepped = True
-    if o := more.get('over'):
+    if o := more.get('over'):               # its `transaction()` has completed the job
         a.over = b = Attempt(a.claim, a.task, a.lane, a.claimed_at)
         b.ended,b.result,b.took = o
+        b.ack = settle(a.claim, Outcome('returned', b.result), a.began, a.lane.clock(), a.task)
     return Outcome(*out)
 
 @patch
@@ -271,6 +272,7 @@ def run(self:Children,
 
 # %% ../nbs/14_children.ipynb #da3f2c47
 children = Children()   # those of this process
+atexit.register(lambda: children.close())
 
 def run_attempt(
     a:Attempt, # Claimed

@@ -162,7 +162,8 @@ def add(self:Tasks,
     if not callable(func): raise TypeError(f'a task must be callable, not {func!r}')
     if name is None: name = _own_name(func)
     if not isinstance(name, str) or not name: raise ValueError(f'a task name must be text that is not empty, not {name!r}')
-    t,old = Task(func, name, **defaults),self.get(name)
+    was = None if defaults else self.find(func)       # `tasks=[f]` keeps what `@task(…)` has said of `f`
+    t,old = Task(func, name, **(was.defaults if was else defaults)),self.get(name)
     if old and old.func is not func and not _redefines(func, old.func):
         raise ValueError(f'task name {name!r} is already registered for {_where(old.func)}; {_where(func)} needs another name')
     if t.process: _check_importable(func); in_process[name] = t

@@ -118,6 +118,11 @@ def test_max_rss(t):
     d,c,b,a = [o.result for o in m.list_jobs()]
     assert a==b==c!=d
 
+def test_tasks_that_are_listed(t):
+    "`tasks=[f]` keeps what `@task(process=True)` has said, also under another name"
+    assert run(t.mgr(handoff=0, tasks=[cpu.me]), cpu.me).result!=str(os.getpid())
+    assert run(t.mgr(handoff=0, tasks=dict(other=cpu.me)), cpu.me).result!=str(os.getpid())
+
 def test_bad_registration():
     def inner(): ...
     class A:
@@ -301,6 +306,37 @@ def test_a_step_outlives_the_parent(t):
     m = t.mgr(handoff=0)
     all_done(m, 1)
     assert m.list_jobs()[0].result=='"-"' and len(t.log('start'))==2
+
+@pytest.mark.parametrize('then', ['return', 'crash'])
+def test_transaction(t, then, caplog):
+    "P4 in a child: rows, children and the completion are one commit, whatever happens to the process after it"
+    t.db().execute('create table bookings(n int)')
+    m = t.mgr(handoff=0)
+    t.go()
+    id = m.submit('cpu', cpu.books, folder=str(t.dir), then=then)[0]
+    j = done(m, id)
+    assert (j.result,j.retry_count,j.error_log)==('"booked"', 0, None)
+    all_done(m, 2)
+    until(lambda: not m._lane.hand)
+    assert m.get_job(id)==j and [o['n'] for o in t.dbs[0].q('select n from bookings')]==[1] and len(t.log('booked'))==1
+    assert ('refused' in caplog.text)==(then=='crash')
+
+def test_transaction_that_fails(t):
+    t.db().execute('create table bookings(n int)')
+    m = t.mgr(worker=False)
+    j = run_one(m, cpu.books, folder=str(t.dir), fail=True)
+    assert j.status=='failed' and 'not booked' in j.error_log and not t.dbs[0].q('select * from bookings') and len(m.list_jobs())==1
+
+def test_transaction_and_a_killed_parent(t):
+    "kill -9 of the parent after the commit: the job stays completed and does not run again"
+    t.db().execute('create table bookings(n int)')
+    with process(t, HOLD.replace('name=o', "then='hold'"), 'books') as p:
+        until(lambda: t.log('booked'))
+        p.kill(); p.wait()
+    t.go()
+    m = t.mgr(handoff=0)
+    all_done(m, 2)
+    assert len(t.log('booked'))==1 and [o['n'] for o in t.dbs[0].q('select n from bookings')]==[1]
 
 def test_context_of_a_tenant(tmp_path):
     ts = Tenants(tmp_path/'tenants')

@@ -124,3 +124,16 @@ def stuck_in_step(folder, name, job:JobContext): return job.step('hold', gate, f
 
 @task(process=True)
 def tells(job:JobContext): return [job.tenant, current_job().id]
+
+@task(process=True)
+def books(folder, job:JobContext, then='return', fail=False):
+    "Completes the job together with a row"
+    m = BackgroundTaskManager(opened(f'{folder}/t.db'))
+    with job.transaction() as db:
+        db.execute('insert into bookings(n) values(?)', (job.attempt,))
+        if fail: raise ValueError('not booked')
+        m.submit('cpu', gate, folder=folder, name='child')
+        job.finish('booked')
+    say(folder, 'booked')
+    if then=='crash': ctypes.string_at(0)
+    if then=='hold': gate(folder)
