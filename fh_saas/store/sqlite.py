@@ -559,10 +559,10 @@ def retry(self:SqliteStore,
     with self.writing():
         if self._count(_AGAIN_ONE, (now, id)): self.over(self.link_again([id]), now); return None
         if self._count(_NOW, (now, id)): return None
-        rows = self._do("select status,task from tenant_jobs where id=?", (id,))
+        rows = self._do("select status,task,ready from tenant_jobs where id=?", (id,))
     if not rows: return 'missing'
-    status,task = rows[0]
-    return 'unique' if status in ('failed','cancelled') and task else status
+    status,task,ready = rows[0]
+    return None if ready==DUE else 'unique' if status in ('failed','cancelled') and task else status
 
 @patch
 def discard(self:SqliteStore,
