@@ -8,7 +8,7 @@ from fastcore.docments import docments
 
 root = Path(__file__).resolve().parent.parent
 lib = root/'fh_saas'
-layers = [('pure', 'retry cron payload telemetry ids options tasks'), ('storage', 'presence store'), ('running', 'context executor limits lane maintenance waiting retention shares async_pool child children worker lane_pool check_in moving'),
+layers = [('pure', 'retry cron payload telemetry ids options tasks'), ('storage', 'presence store'), ('running', 'context steps executor limits lane maintenance waiting retention shares async_pool child children worker lane_pool check_in moving'),
           ('API', 'utils_bgtsk flow scheduler rollout tenants'), ('edges', 'components dashboard cli demo engines testing')]
 rank = {m:i for i,(_,ms) in enumerate(layers) for m in ms.split()}
 
