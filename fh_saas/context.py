@@ -126,6 +126,11 @@ def is_due(self:JobContext)->bool:
     return self.ending or self.due<=self._mono()
 
 @patch
+def says(self:JobContext)->bool:
+    "Whether there is anything to write"
+    return bool(self._new)
+
+@patch
 def take(self:JobContext)->tuple: # (progress, log, cursor, row, id, fence), None for what has not changed
     "What to write"
     with self._lock:
@@ -322,7 +327,7 @@ def _keep(self:JobContext, name, v, jobs):
         with store.writing() as c:
             self.lost = self.lost or not store.holds(self._claim)
             if self.lost: self.check()
-            store.note([self.take()])
+            if self.says(): store.note([self.take()])
             store.keep_step(self.id, name, s, self.lane.now())
             if jobs.jobs: store.insert_into(c, jobs.jobs)
     except BaseException: self.again(); raise
@@ -448,7 +453,7 @@ def finish(self:JobContext,
     if not self._block: raise RuntimeError('finish() gives the result of a job that a transaction() completes; elsewhere, return it')
     self._block.result = dump_result(result)
 
-# %% ../nbs/09_context.ipynb #8992910c
+# %% ../nbs/09_context.ipynb #0ca5af2b
 makers = []   # the last one makes a manager of a lane that has none; the module of managers puts it here
 
 @patch(as_prop=True)

@@ -362,7 +362,7 @@ def finish(self:Lane,
     there.store = self.store.on(conn)
     b.job,b.began,b.ended,b.result,b.took = a.job,a.began,self.now(),result,max(0., self.clock()-from_iso(a.began))
     b.ack = settle(a.claim, Outcome('returned', result), a.began, self.clock(), a.task)
-    there._note([a.job])
+    if a.job.says(): there._note([a.job])
     return None if there._write([b]) else (b, there.store.freed)
 
 @patch
@@ -374,7 +374,6 @@ def finished(self:Lane,
 ):
     "The transaction is committed"
     a.over = b
-    self.ended += 1
     for g in freed: self.store._freed(g)
     self.announce(jobs)
     if freed: self.news = True; self.soon()
@@ -382,6 +381,7 @@ def finished(self:Lane,
 @patch
 def _end_over(self:Lane, a, out):
     b = a.over
+    self.ended += 1
     a.ended,a.result,a.took,a.ack = b.ended,b.result,b.took,settle(a.claim, Outcome('returned', b.result), a.began, self.clock(), a.task)
     if out.how=='failed': log.warning('job %s was completed by its transaction(); what its task raised after that changes nothing: %s', a.claim.id, out.summary)
     elif out.result and not b.result: log.warning('job %s: its transaction() completed it without a result, and what its task returned came too late; use job.finish(…) in the block', a.claim.id)

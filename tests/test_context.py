@@ -712,3 +712,39 @@ def test_children_without_a_manager(tmp_path, t):
     until(lambda: lane.store.get(id)['status']=='completed')
     until(lambda: lane.store.get(json.loads(lane.store.get(id)['result']))['status']=='completed', 10)
     t.mgr()
+
+# --- with flows
+
+from fh_saas import flow
+
+def book(job:JobContext):
+    with job.transaction() as db: db.t.bookings.insert(n=1); job.finish(1)
+
+@pytest.mark.parametrize('worker', [True, False])
+def test_transaction_frees_children(t, worker):
+    "Who waits for a job that its transaction completes is released by that commit"
+    m = with_table(t.mgr(worker=worker, handoff=0))
+    f = flow.chain(m, flow.call('a', book), flow.call('kid', kid, n=2))
+    if not worker: m.run_due()
+    assert done(m, f.last).result=='2' and bookings(m)==[1]
+
+def test_released_with_the_commit(t):
+    "kill -9 after the commit, before the attempt has ended: the child is released already"
+    run_py(t, TX+'''
+from fh_saas import flow
+print(flow.chain(m, flow.call('b', f), flow.call('late', child)).last)
+time.sleep(30)''', 'commit', rc=-9)
+    m = t.look()
+    late, = m.list_jobs('late')
+    assert m.list_jobs('b')[0].status=='completed' and late.ready==1 and not m.db.q('select * from tenant_job_parents')
+
+def test_a_flow_from_a_step(t):
+    "A chain that a step submits commits with the step, in order"
+    c,ran = Clocked(t),[]
+    def note(n): ran.append(n)
+    def f(job:JobContext):
+        job.step('flow', lambda: flow.chain(job.manager, flow.call('kid', note, n=1), flow.call('kid', note, n=2)).ids)
+        if job.attempt==1: raise ValueError
+    id,_ = c.m.submit('parent', f)
+    c.run(2)
+    assert (c.m.get_job(id).status,ran,len(c.m.list_jobs('kid')))==('completed',[1,2],2)
