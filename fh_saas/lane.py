@@ -309,6 +309,7 @@ def announce(self:Lane,
     ring:bool=True, # Whether to ring for other processes; another thread may do that for the same commit
 ):
     "See to it that somebody runs them"
+    if self.store.freed: self._freed(0)       # a parent was over already
     if listening():
         for o in jobs: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     now = any(o.ready==DUE for o in jobs)
@@ -350,7 +351,7 @@ def end(self:Lane,
     self.acks.append(a)
     return a.ended
 
-# %% ../nbs/11_lane.ipynb #6473f71f
+# %% ../nbs/11_lane.ipynb #d0980641
 @patch
 def finish(self:Lane,
     a:Attempt, # Begun, with a `JobContext`

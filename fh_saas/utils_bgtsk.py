@@ -20,6 +20,7 @@ from starlette.background import BackgroundTask
 from . import worker as _w
 from .children import run_attempt
 from .context import JobContext, current, current_job
+from .explain import explain as _explain
 from .ids import from_iso, to_iso
 from .lane import Attempt, generation, open_lane
 from .options import _whole, check_options, check_tries, instant, put_options, text
@@ -724,6 +725,17 @@ def controls(self:BackgroundTaskManager)->dict: # `paused_queues` and `paused_ty
     with self._using() as lane: got = read_controls(lane.store)
     of = lambda s: {k.removeprefix(s):v for k,v in got.items() if k.startswith(s)}
     return dict(paused_queues=of('pause:q:'), paused_types=of('pause:t:'), limits={k:int(v) for k,v in of('limit:t:').items()})
+
+# %% ../nbs/20_utils_bgtsk.ipynb #68b84bfc
+@patch
+def explain(self:BackgroundTaskManager,
+    job_id:str, # The job's id
+)->str: # One sentence, such as `it is due at …` or `queue 'mail' is paused since …`
+    "Why a job is not running, or what it is doing. Raises `JobNotFound`, `StoreError`"
+    with self._using() as lane:
+        row = lane.store.get(job_id) if _is_text(job_id) else None
+        if row is None: raise JobNotFound(f'no job with id {job_id!r} in {lane.name}')
+        return _explain(lane, row)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #1fc973c0
 @patch
