@@ -69,7 +69,7 @@ class Lane:
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began
         self.hungry = self.lined = False
-        self.told,self.users,self.server = 0.,weakref.WeakSet(),None
+        self.told,self.users,self.server,self.maker = 0.,weakref.WeakSet(),None,None    # `maker` gives a manager of it where there is none
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
         self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
@@ -309,6 +309,7 @@ def announce(self:Lane,
     ring:bool=True, # Whether to ring for other processes; another thread may do that for the same commit
 ):
     "See to it that somebody runs them"
+    if self.store.freed: self._freed(0)       # a parent was over already
     if listening():
         for o in jobs: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     now = any(o.ready==DUE for o in jobs)
@@ -350,7 +351,7 @@ def end(self:Lane,
     self.acks.append(a)
     return a.ended
 
-# %% ../nbs/11_lane.ipynb #6473f71f
+# %% ../nbs/11_lane.ipynb #d0980641
 @patch
 def finish(self:Lane,
     a:Attempt, # Begun, with a `JobContext`
@@ -358,11 +359,11 @@ def finish(self:Lane,
     conn, # A connection inside a transaction of the task's
 )->tuple: # What `finished` needs once that is committed; None, and nothing is changed, if the claim no longer holds
     "Write there that the job is completed"
-    there,b = copy(self),Attempt(a.claim, a.task, self, a.claimed_at)
+    there,b = copy(self),Attempt(a.claim, a.task, self, 0.)
     there.store = self.store.on(conn)
     b.job,b.began,b.ended,b.result,b.took = a.job,a.began,self.now(),result,max(0., self.clock()-from_iso(a.began))
     b.ack = settle(a.claim, Outcome('returned', result), a.began, self.clock(), a.task)
-    there._note([a.job])
+    if a.job.says(): there._note([a.job])
     return None if there._write([b]) else (b, there.store.freed)
 
 @patch
@@ -374,7 +375,6 @@ def finished(self:Lane,
 ):
     "The transaction is committed"
     a.over = b
-    self.ended += 1
     for g in freed: self.store._freed(g)
     self.announce(jobs)
     if freed: self.news = True; self.soon()
@@ -382,6 +382,7 @@ def finished(self:Lane,
 @patch
 def _end_over(self:Lane, a, out):
     b = a.over
+    self.ended += 1
     a.ended,a.result,a.took,a.ack = b.ended,b.result,b.took,settle(a.claim, Outcome('returned', b.result), a.began, self.clock(), a.task)
     if out.how=='failed': log.warning('job %s was completed by its transaction(); what its task raised after that changes nothing: %s', a.claim.id, out.summary)
     elif out.result and not b.result: log.warning('job %s: its transaction() completed it without a result, and what its task returned came too late; use job.finish(…) in the block', a.claim.id)

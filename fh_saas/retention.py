@@ -16,7 +16,7 @@ from .ids import to_iso
 from .lane import Lane
 from .maintenance import PATIENCE_S
 from .store.base import FINAL, StoreError
-from .store.retention import drop_jobs, drop_left, drop_starts, free_pages, hand_back, left, next_key, old_starts, page, read_keeps, save_keeps, types
+from .store.retention import drop_jobs, drop_left, drop_starts, free_pages, hand_back, left, next_key, old_starts, page, prepare, read_keeps, save_keeps, types
 from .telemetry import emit, log
 from typing import Callable
 
@@ -91,9 +91,10 @@ class Size:
 @patch
 def fit(self:Size,
     did:int, # How much a commit removed
-    took_s:float, # How long it took, in seconds
+    took_s:float, # How long it held the lock, in seconds; None if that is not known
 ):
     "Learn from a commit"
+    if took_s is None: return
     fits = int(did*HOLD_S/max(took_s, 1e-6))
     if took_s>HOLD_S: self.n = max(1, min(self.n, fits))
     elif did>=self.n: self.n = max(1, min(2*self.n, fits, self.most))
@@ -110,7 +111,7 @@ class Sweep:
         now:float, # Seconds since 1970
         batch:int=None, # At most so many jobs in one commit; None for what the time allows
         wait_s:float=PATIENCE_S, # How long to wait for the lock, in seconds
-        timer:Callable=time.perf_counter, # Seconds, to see how long commits take
+        timer:Callable=None, # Gives seconds, to see how long commits hold the lock; None to have SQLite measure
     ):
         self.lane,self.store,self.own,self.host,self.now,self.wait_s,self.timer = lane,lane.store,own,host,now,wait_s,timer
         self.size,self.rows,self.pages,self.batch = Size(),Size(100, 10**5),Size(50, 10**5),batch
@@ -120,6 +121,7 @@ class Sweep:
 @patch
 def steps(self:Sweep):
     "Do it, step by step; yields how many seconds each step took"
+    prepare(self.store, self.wait_s)
     parts = [*(self._jobs(t, k, s) for t,k,s in self._wanted()), self._left(), self._starts(), self._vacuum()]
     for o in parts:
         for took in o:
@@ -135,15 +137,11 @@ def _wanted(self:Sweep):
     return [(t, k, s) for t in names for k in FINAL if (s := keep_s(t, k, self.own, self.host))<math.inf]
 
 @patch
-def _commit(self:Sweep, size, weight, f):
-    "One commit; (what `f` gave, seconds). Nothing is removed where the gate is shut"
-    with self.store.writing(self.wait_s, durable=False) as c:     # what a power cut brings back is removed by the next sweep
-        t = self.timer()
-        self.shut = self.store.is_shut()
-        n = 0 if self.shut else f(c)
-    took = self.timer()-t
-    size.fit(weight, took)
-    return n,took
+def _fit(self:Sweep, size, did, took):
+    "Learn from a commit that removed so much; how long to say that the step took"
+    size.fit(did, took)
+    self.shut = self.store.gate() is not None
+    return HOLD_S if took is None else took
 
 # %% ../nbs/12_retention.ipynb #c6df8019
 @patch
@@ -152,9 +150,10 @@ def _jobs(self:Sweep, job_type, status, keep):
     before = to_iso(max(0., self.now-keep))
     after,more = 0,True
     while more:
-        t = self.timer()
+        t = time.perf_counter()
         olds = page(self.store, job_type, status, before, after, PAGE)
-        yield self.timer()-t
+        self.spent += time.perf_counter()-t
+        yield 0.
         yield from self._drop(olds, job_type, status, before)
         more = len(olds)==PAGE and any(o.early for o in olds)
         if olds: after = olds[-1].row
@@ -175,37 +174,34 @@ def _drop(self:Sweep, olds, job_type, status, before):
         part,weight = [],0
         while todo and (not part or weight+todo[0].weight<=self.size.n and len(part)<(self.batch or MOST)):
             part.append(o := todo.popleft()); weight += o.weight
-        n,took = self._commit(self.size, weight, lambda c: drop_jobs(c, part, job_type, status, before, now))
+        n,took = drop_jobs(self.store, part, job_type, status, before, now, self.wait_s, self.timer)
         self.n += n
-        yield took
+        yield self._fit(self.size, weight, took)
 
 # %% ../nbs/12_retention.ipynb #ffaf83d0
-STARTS_S,SPARE = DAY_S,1000    # starts are kept for so long, in seconds; free pages that stay
+STARTS_S,SPARE = 32*DAY_S,1000    # starts are kept for so long, in seconds; free pages that stay
 
 @patch
 def _left(self:Sweep):
     for id in left(self.store):
         n = 1
         while n and not self.shut:
-            most = self.rows.n
-            n,took = self._commit(self.rows, most, lambda c: drop_left(c, id, most))
-            yield took
+            n,took = drop_left(self.store, id, self.rows.n, self.wait_s, self.timer)
+            yield self._fit(self.rows, n, took)
 
 @patch
 def _starts(self:Sweep):
     before,key = to_iso(self.now-STARTS_S),''
     while (key := next_key(self.store, key)) is not None:
         while not self.shut and old_starts(self.store, key, before):
-            most = self.rows.n
-            _,took = self._commit(self.rows, most, lambda c: drop_starts(c, key, before, most))
-            yield took
+            n,took = drop_starts(self.store, key, before, self.rows.n, self.wait_s, self.timer)
+            yield self._fit(self.rows, n, took)
 
 @patch
 def _vacuum(self:Sweep):
     while not self.shut and (n := free_pages(self.store)-SPARE)>0:
         most = min(n, self.pages.n)
-        _,took = self._commit(self.pages, most, lambda c: hand_back(c, most))
-        yield took
+        yield self._fit(self.pages, most, hand_back(self.store, most, self.wait_s, self.timer))
 
 # %% ../nbs/12_retention.ipynb #94848496
 REST = 2.

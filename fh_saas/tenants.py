@@ -261,8 +261,8 @@ def _opener(self:Tenants, e):
     if not os.path.exists(e.path): raise StoreError(f'{e.path} is missing')
     o = self._options
     lane = open_lane(e.path, None, known, o['clock'], o['busy_s'], .25, self._here, lambda store: check_in(self.registry, e.id, store, self._now()))
-    lane.timetable = self._timetable_of(e.id)
-    lane.keeps = lambda: read_keeps(self.registry, 'tenant_meta')
+    lane.timetable,lane.maker = self._timetable_of(e.id),lambda: self._manager(e.id)
+    lane.keeps = lambda: read_keeps(self.registry)
     return lane
 
 @patch
@@ -846,12 +846,12 @@ def keep(self:Tenants,
 ):
     "Set for how long jobs of all tenants are kept once they are over. Raises `TypeError` or `ValueError` naming the option, and then changes nothing"
     rules = keep_rules(job_type, completed=completed, failed=failed, cancelled=cancelled)
-    with self.registry.writing() as c: save_keeps(c, rules, 'tenant_meta')
+    with self.registry.writing() as c: save_keeps(c, rules)
 
 @patch
 def keeps(self:Tenants)->list: # `Keep`s, by status and type
     "The rules for all tenants"
-    return keeps_of({}, read_keeps(self.registry, 'tenant_meta'))
+    return keeps_of({}, read_keeps(self.registry))
 
 # %% ../nbs/22_tenants.ipynb #7ae90274
 @patch

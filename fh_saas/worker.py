@@ -12,7 +12,7 @@ from collections import deque
 from fastcore.basics import patch
 from .async_pool import AsyncPool
 from .children import children, run_attempt
-from .executor import call, timed_out
+from .executor import Outcome, call
 from .lane import Lane
 from .maintenance import heartbeat, mend, release_lost, rescue
 from .presence import Presence
@@ -417,7 +417,7 @@ def _look(self:Worker, now):
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
 
-# %% ../nbs/15_worker.ipynb #4f4aceb1
+# %% ../nbs/15_worker.ipynb #075012cf
 _number = count()
 
 def _mine(a):
@@ -446,11 +446,11 @@ def _expire(self:Worker, now):
         self.ready.done(a)
         with self._lock: self.nthreads += 1
         threading.Thread(target=self._runner, name=f'fh_saas-{next(_number)}-more', daemon=True).start()
-        a.lane.end(a, timed_out(a.claim), a.claim.timeout_s)
+        a.lane.end(a, Outcome('failed'), a.claim.timeout_s)
         log.warning('job %s timed out after %g s; its thread goes on until the task returns', a.claim.id, a.claim.timeout_s)
         self.kick(a.lane)
 
-# %% ../nbs/15_worker.ipynb #6cb42e6f
+# %% ../nbs/15_worker.ipynb #a04d1439
 @patch
 def _retire(self:Worker, a):
     "The task of an attempt that was ended before has returned: its thread is one too many now"

@@ -105,7 +105,8 @@ def counts(n, job:JobContext):
     job.log(f'{n} rows')
 async def acounts(n, job:JobContext): counts(n, job)
 
-def writes(m): return m._lane.store._writer.conn.total_changes()
+def writes(m):
+    with m._lane.store._writer.use() as c: return c.total_changes()
 
 @pytest.mark.parametrize('f', [counts, acounts])
 @pytest.mark.parametrize('worker', [True, False])
@@ -596,3 +597,154 @@ def test_transaction_meets_a_lock(t):
     assert 'StoreBusy' in c.m.get_job(id).error_log
     c.run()
     assert (c.m.get_job(id).status,bookings(c.m))==('completed',[1])
+
+# --- jobs of jobs
+
+def kid(n): return n
+def kids_of(m): return sorted(json.loads(j.payload)['n'] for j in m.list_jobs('kid'))
+
+@pytest.mark.parametrize('how', ['job','manager','many','async'])
+def test_children_of_a_step(t, how):
+    "They exist only once the step is kept, and a retry does not submit them again"
+    c,seen = Clocked(t),[]
+    def f(job:JobContext):
+        def fan_out():
+            if how=='many': ids = c.m.submit_many('kid', kid, [dict(n=i) for i in range(3)])
+            else: ids = [(job.submit('kid', kid, n=i) if how=='job' else c.m.submit('kid', kid, n=i)[0]) for i in range(3)]
+            seen.append(kids_of(c.m))
+            return ids
+        ids = job.step('fan out', fan_out)
+        seen.append(kids_of(c.m))
+        if job.attempt==1: raise ValueError
+        return ids
+    async def af(job:JobContext):
+        async def fan_out():
+            ids = [await job.asubmit('kid', kid, n=i) for i in range(3)]
+            seen.append(kids_of(c.m))
+            return ids
+        ids = await job.astep('fan out', fan_out)
+        seen.append(kids_of(c.m))
+        if job.attempt==1: raise ValueError
+        return ids
+    id,_ = c.m.submit('parent', af if how=='async' else f)
+    c.run(2)
+    assert seen==[[],[0,1,2],[0,1,2]]
+    assert sorted(json.loads(c.m.get_job(id).result))==sorted(j.id for j in c.m.list_jobs('kid', 'completed')) and kids_of(c.m)==[0,1,2]
+
+def test_children_of_a_failed_step(t):
+    "A step that fails has submitted nothing; tried again it submits once. Lambdas work, and are not kept for nothing"
+    c,n = Clocked(t),[]
+    def f(job:JobContext):
+        def fan_out():
+            n.append(job.submit('kid', lambda n: n, n=1))
+            if len(n)==1: raise ValueError('late')
+        with pytest.raises(ValueError, match='late'): job.step('s', fan_out)
+        assert not kids_of(c.m) and n[0] not in c.m._lane.known.held
+        job.step('s', fan_out)
+    id,_ = c.m.submit('parent', f)
+    c.run()
+    assert c.m.get_job(id).status=='completed' and [j.id for j in c.m.list_jobs('kid','completed')]==n[1:]
+
+def test_plain_children(t):
+    "Outside of a step a child is a commit of its own, due at once: nobody has a response to send"
+    m = t.mgr(handoff=5)
+    def f(job:JobContext): return [job.submit('kid', kid, n=1), m.submit('kid', kid, n=2)[0], job.submit('kid', kid, max_retries=7, n=3)]
+    id = m.submit_many('parent', f, [{}])[0]
+    ids = json.loads(done(m, id, 4).result)
+    assert [done(m, o, 4).max_retries for o in ids]==[3,3,7]
+
+def test_bad_children(t):
+    "As bad as anywhere: an error, and nothing stored"
+    c = Clocked(t)
+    def f(job:JobContext):
+        def fan_out():
+            job.submit('kid', kid, n=1)
+            job.submit('kid', kid, m=1)
+        job.step('s', fan_out)
+    id,_ = c.m.submit('parent', f)
+    c.run()
+    assert "no parameter 'm'" in c.m.get_job(id).error_log and not kids_of(c.m)
+
+FAN = '''
+from fh_saas.context import JobContext
+def kid(n): say(folder, 'kid', n)
+def f(job:JobContext):
+    def fan_out():
+        for i in range(20): job.submit('kid', kid, n=i)
+        die('in')
+    die('before')
+    job.step('fan out', fan_out)
+    die('after')
+def die(at):
+    if at==where and not is_open(folder, 'safe'): os.kill(os.getpid(), 9)
+where = sys.argv[3]
+m = mgr(tasks={'f':f, 'kid':kid}, handoff=0)
+'''
+@pytest.mark.parametrize('where', ['before','in','after'])
+def test_kill_while_fanning_out(t, where):
+    "kill -9 before, in and after the step: each child exists once"
+    run_py(t, FAN+"m.submit('parent', f); time.sleep(30)", where, rc=-9)
+    t.go('safe')
+    m = t.look()
+    with process(t, FAN+'m.run()', where):
+        done(m, m.list_jobs('parent')[0].id)
+        until(lambda: len(m.list_jobs('kid', 'completed'))==20)
+    assert kids_of(m)==list(range(20))
+
+def grand(job:JobContext): return [job.tenant, job.submit('kid', kid, n=1)]
+def test_children_without_a_manager(tmp_path, t):
+    "Under Tenants, and where the manager is gone"
+    import gc
+    ts = Tenants(tmp_path/'ts', tasks=[grand,kid], handoff=0)
+    try:
+        a = ts.create('acme')
+        name,id = json.loads(done(a.jobs, a.jobs.submit('parent', grand)[0]).result)
+        assert name=='acme' and done(a.jobs, id).job_type=='kid'
+    finally: ts.close()
+    m = t.mgr(tasks=[grand,kid])
+    lane,go = m._lane,threading.Event()
+    def late(job:JobContext): go.wait(20); return job.submit('kid', kid, n=1)
+    id, = m.submit_many('parent', late, [{}])
+    until(lambda: lane.byhand or lane.hand)
+    t.managers.clear(); del m; gc.collect()
+    assert not list(lane.users)
+    go.set()
+    until(lambda: lane.store.get(id)['status']=='completed')
+    until(lambda: lane.store.get(json.loads(lane.store.get(id)['result']))['status']=='completed', 10)
+    t.mgr()
+
+# --- with flows
+
+from fh_saas import flow
+
+def book(job:JobContext):
+    with job.transaction() as db: db.t.bookings.insert(n=1); job.finish(1)
+
+@pytest.mark.parametrize('worker', [True, False])
+def test_transaction_frees_children(t, worker):
+    "Who waits for a job that its transaction completes is released by that commit"
+    m = with_table(t.mgr(worker=worker, handoff=0))
+    f = flow.chain(m, flow.call('a', book), flow.call('kid', kid, n=2))
+    if not worker: m.run_due()
+    assert done(m, f.last).result=='2' and bookings(m)==[1]
+
+def test_released_with_the_commit(t):
+    "kill -9 after the commit, before the attempt has ended: the child is released already"
+    run_py(t, TX+'''
+from fh_saas import flow
+print(flow.chain(m, flow.call('b', f), flow.call('late', child)).last)
+time.sleep(30)''', 'commit', rc=-9)
+    m = t.look()
+    late, = m.list_jobs('late')
+    assert m.list_jobs('b')[0].status=='completed' and late.ready==1 and not m.db.q('select * from tenant_job_parents')
+
+def test_a_flow_from_a_step(t):
+    "A chain that a step submits commits with the step, in order"
+    c,ran = Clocked(t),[]
+    def note(n): ran.append(n)
+    def f(job:JobContext):
+        job.step('flow', lambda: flow.chain(job.manager, flow.call('kid', note, n=1), flow.call('kid', note, n=2)).ids)
+        if job.attempt==1: raise ValueError
+    id,_ = c.m.submit('parent', f)
+    c.run(2)
+    assert (c.m.get_job(id).status,ran,len(c.m.list_jobs('kid')))==('completed',[1,2],2)

@@ -378,3 +378,73 @@ def test_killed_in_the_middle_of_a_group(t):
     with process(t, code): done(m, f.last, 20)
     assert len(t.log('ran'))==1 and {o[2] for o in t.log('end')}=={str(i) for i in range(200)} and links(m)==0
     assert float(t.log('ran')[0][0])>=max(float(o[0]) for o in t.log('end'))
+
+# --- with other options
+
+def test_calls_take_options(t):
+    now = [1_800_000_000.]
+    m = t.mgr(worker=False, clock=lambda: now[0])
+    f = chain(m, call('a', note, x='a').options(priority=3, on_failed='cancel'), call('b', note, x='b').options(delay=60, tags=['late'], queue='slow'))
+    a,b = f.jobs()
+    assert (a.priority,a.on_failed,b.queue,b.tags,b.on_failed,b.ready)==(3, None, 'slow', '["late"]', 'fail', WAITS)
+    m.run_due()
+    assert seen==['a'] and m.get_job(f.last).ready==0
+    now[0] += 60
+    m.run_due()
+    assert seen==['a','b']
+
+def test_unique_parent_that_is_there(m):
+    "The job that holds the key stands in for the parent"
+    a,_ = m.options(unique='k').submit('a', note, x='first')
+    f = chain(m, call('a', note, x='second').options(unique='k'), call('b', note, x='b'))
+    assert f.ids[0]==a and len(m.list_jobs())==2 and [j.id for j in parents(m, f.last)]==[a]
+    m._execute_with_retry(a)
+    m.run_due()
+    assert seen==['first','b']
+
+def test_unique_child_that_is_there(m):
+    "It goes on waiting for what it waited for"
+    b,_ = m.options(unique='k', delay=10).submit('b', note, x='there')
+    f = chain(m, call('a', note, x='a'), call('b', note, x='b').options(unique='k'), call('c', note, x='c'))
+    assert f.ids[1]==b and m.get_job(b).parents is None
+    m.run_due()
+    assert seen==['a'] and m.get_job(f.last).ready==WAITS
+    m._execute_with_retry(b)
+    m.run_due()
+    assert seen==['a','there','c']
+
+def test_after_as_an_option_of_submit(m):
+    a,_ = m.submit('a', note, x='a')
+    b,_ = m.options(after=[a]).submit('b', note, x='b')
+    many = m.options(after=b, on_failed='run').submit_many('c', note, [dict(x='c')]*3)
+    with pytest.raises(ValueError, match="'nope'"): m.options(after=[a,'nope']).submit('d', note)
+    m._execute_with_retry(a)
+    m.run_due()
+    assert seen==['a','b','c','c','c'] and [o.id for o in children(m, b)]==many
+
+@pytest.mark.parametrize('who', ['parent', 'child'])
+def test_cancel(m, who):
+    a,b,c = chain(m, call('a', note, x='a'), call('b', note), call('c', note).options(on_failed='run')).ids
+    m.cancel(a if who=='parent' else b)
+    m.run_due()
+    want = ['cancelled','failed','completed'] if who=='parent' else ['completed','cancelled','completed']
+    assert fates(m, a, b, c)==want and links(m)==0
+
+def test_freed_child_meets_a_pause(m):
+    f = chain(m, call('a', note, x='a'), call('b', note, x='b'))
+    m.pause(job_type='b')
+    m.run_due()
+    assert seen==['a'] and m.get_job(f.last).status=='pending'
+    m.resume(job_type='b')
+    m.run_due()
+    assert seen==['a','b']
+
+def test_retry_one_by_hand(t, m):
+    f = chain(m, call('a', work.fails, 1, folder=str(t.dir), name='p'), call('b', note, x='b'))
+    m.run_due()
+    m.retry(f.last)                    # its parent has failed: it falls again
+    m.run_due()
+    assert f.counts()=={'failed':2}
+    m.retry(f.ids[0]); m.retry(f.last)
+    m.run_due()
+    assert f.counts()=={'completed':2} and seen==['b']

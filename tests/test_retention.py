@@ -81,7 +81,7 @@ def test_bad_prune(t, kw, e):
 def test_rules_that_make_no_sense_remove_nothing(t):
     m = t.look()
     add(m, 3)
-    m.db.q('''insert into tenant_controls values('keep:completed:','"x"'), ('keep:completed:a','-5'), ('keep:pending:','0'), ('keep:failed:',null), ('keep:failed:a','{'),
+    m.db.q('''insert into tenant_meta values('keep:completed:','"x"'), ('keep:completed:a','-5'), ('keep:pending:','0'), ('keep:failed:',null), ('keep:failed:a','{'),
         ('keep:cancelled','1'), ('keep:completed:b','true')''')
     assert prune(m)==0 and m.keeps()==[]
 
@@ -272,7 +272,7 @@ def test_frozen_tenants_keep_everything(tmp_path):
 def test_starts_that_count_no_longer(t):
     m = t.look()
     with m._lane.store.writing() as c:
-        c.executemany('insert into tenant_starts values(?,?,?)', [(f'k{i%7}', at(d), f'{i}') for i,d in enumerate([2]*5000+[.5]*100)])
+        c.executemany('insert into tenant_starts values(?,?,?)', [(f'k{i%7}', at(d), f'{i}') for i,d in enumerate([40]*5000+[2]*100)])
     assert prune(m)==0 and q(m, 'select count(*) from tenant_starts')==[(100,)]
 
 def test_memory():
@@ -394,7 +394,23 @@ def test_a_note_of_what_was_left_survives(t):
     while not s.n: next(steps)
     steps.close()                                    # as a kill would
     assert count(m)==0 and q(m, 'select count(*) from tenant_job_steps')==[(3000,)]
+    m._lane.store.shut('frozen: '); prune(m); m._lane.store.unshut()
+    assert q(m, 'select count(*) from tenant_job_steps')==[(3000,)] and q(m, "select key from tenant_meta where key glob 'left:*'")
     prune(m)
+    whole(m)
+
+def test_a_note_of_a_job_that_was_retried(t):
+    "Noted as large, and retried before it went: its steps stay; when it goes later, they go"
+    m = t.look()
+    add(m, 1, status='failed')
+    with m._lane.store.writing() as c:
+        c.executemany("insert into tenant_job_steps values('failed-0000000',?,'1','')", [(f't{i}',) for i in range(3000)])
+        c.execute("insert into tenant_meta values('left:failed-0000000','')")
+        c.execute("update tenant_jobs set status='pending', ready=1, run_at=created_at, completed_at=null")
+    m.keep(failed=1); prune(m)
+    assert q(m, 'select count(*) from tenant_job_steps')==[(3000,)]
+    with m._lane.store.writing() as c: c.execute("update tenant_jobs set status='failed', ready=null, completed_at=created_at")
+    assert prune(m)==1
     whole(m)
 
 def test_several_processes_at_once(t):

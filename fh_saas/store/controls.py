@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['read_controls', 'set_control', 'gate_and_controls', 'hold', 'let_go', 'held_for', 'counts', 'count_type',
-           'room_of_rate', 'note_starts', 'next_start', 'free_keys', 'is_over', 'holders', 'cancel', 'asked']
+           'room_of_rate', 'note_starts', 'next_start', 'free_keys', 'is_over', 'holder', 'holders', 'insert_unique',
+           'cancel', 'asked']
 
 # %% ../../nbs/store/08_controls.ipynb #4023bac9
 import apsw, msgspec
@@ -134,16 +135,41 @@ def is_over(
     "Whether somebody's time under this key is over; only reads"
     return key[0]=='t' and bool(file.read(f'select 1 from tenant_jobs indexed by tj_unique where {_HOLDS} and unique_until<=?', (key, now)))
 
+def holder(
+    file, # A `SqliteFile`, or a connection inside a transaction
+    key:str, # Value of `unique_key`
+)->str: # Job id; None if it is free
+    "Which job holds a key"
+    rows = _rows(file, f'select id from tenant_jobs indexed by tj_unique where {_HOLDS}', (key,))
+    return rows[0][0] if rows else None
+
 def holders(
     file, # A `SqliteFile`, or a connection inside a transaction
     jobs:list, # `NewJob`s that were inserted, or were not because their key was taken
 )->list: # For each its own id, or the id of the job that holds its key; None if there is neither
     "Whose job each of them became"
-    def one(j):
-        if _rows(file, 'select 1 from tenant_jobs where id=?', (j.id,)): return j.id
-        rows = _rows(file, f'select id from tenant_jobs indexed by tj_unique where {_HOLDS}', (j.unique_key,))
-        return rows[0][0] if rows else None
+    def one(j): return j.id if _rows(file, 'select 1 from tenant_jobs where id=?', (j.id,)) else holder(file, j.unique_key)
     return [one(j) if j.unique_key else j.id for j in jobs]
+
+# %% ../../nbs/store/08_controls.ipynb #32100931
+def insert_unique(
+    store, # A `SqliteStore`
+    jobs:list, # `NewJob`s, some with a `unique_key`
+    now:str, # The time
+    wait_s:float=None, # How long to wait for locks, in seconds; None for the file's default
+    conn=None, # A connection inside a transaction of the caller's; None for a commit of its own
+)->tuple: # (whether this thread made the commit, for each job its own id or that of the one that holds its key)
+    "Make jobs durable, all or none, except those whose key is taken. Raises as `insert` does"
+    if len(jobs)==1 and not conn and not is_over(store, jobs[0].unique_key, now):       # its commit may be shared with others'
+        ring = store.insert(jobs, wait_s)
+        if (ids := holders(store, jobs))[0]: return ring,ids       # if not: who held it has just ended
+    if conn: return True,_insert_held(conn, store, jobs, now)
+    with store.writing(wait_s) as c: return True,_insert_held(c, store, jobs, now)
+
+def _insert_held(c, store, jobs, now):
+    free_keys(c, [o.unique_key for o in jobs if o.unique_key], now)
+    store.insert_into(c, jobs)
+    return holders(c, jobs)
 
 # %% ../../nbs/store/08_controls.ipynb #72d928cc
 def cancel(

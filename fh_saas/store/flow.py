@@ -104,7 +104,6 @@ def put_waiting(
         if o.ready==HANDED: o.run_at = o.created_at
         o.ready = WAITS
         if same: o.parents = _json(same.get(p, p) for p in waits[o.id])
-    for o in jobs: o.id = same.get(o.id, o.id)
     put(jobs)
     conn.executemany(_LINK, [(o.parents,o.id) for o in kids])
     got = let_go(conn, [*far, *same.values()], max((o.created_at for o in kids), default=''))

@@ -55,7 +55,7 @@ class SqliteStore(SqliteFile):
         self._c.execute(sql, args).fetchall()
         return self._c.changes()
 
-# %% ../../nbs/store/02_sqlite.ipynb #0fd88cd1
+# %% ../../nbs/store/02_sqlite.ipynb #856fe7ac
 @patch
 def _insert_waiting(self:SqliteStore, jobs, wait_s):
     if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
@@ -389,7 +389,7 @@ def crashed(
 
 def _later(now, s): return to_iso(from_iso(now)+s)
 
-# %% ../../nbs/store/02_sqlite.ipynb #327eb4c8
+# %% ../../nbs/store/02_sqlite.ipynb #9a467a0b
 @patch
 def over(self:SqliteStore,
     ids:list, # Jobs that may be over
@@ -416,7 +416,7 @@ def mend(self:SqliteStore,
         with self.writing(wait_s): self.over(late)
     return len(late)
 
-# %% ../../nbs/store/02_sqlite.ipynb #f113cd46
+# %% ../../nbs/store/02_sqlite.ipynb #2aaa0967
 _KIDS = '''select c.* from tenant_jobs p cross join tenant_jobs c on c.rowid>p.rowid
     where p.id=?1 and c.parents is not null and instr(c.parents,?2) order by c.rowid limit ?3'''
 _FOLKS = '''select p.* from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value where c.id=? order by v.key'''
@@ -556,10 +556,10 @@ def retry(self:SqliteStore,
     with self.writing():
         if self._count(_AGAIN_ONE, (now, id)): self.over(self.link_again([id]), now); return None
         if self._count(_NOW, (now, id)): return None
-        rows = self._do("select status,task from tenant_jobs where id=?", (id,))
+        rows = self._do("select status,task,ready from tenant_jobs where id=?", (id,))
     if not rows: return 'missing'
-    status,task = rows[0]
-    return 'unique' if status in ('failed','cancelled') and task else status
+    status,task,ready = rows[0]
+    return None if ready==DUE else 'unique' if status in ('failed','cancelled') and task else status
 
 @patch
 def discard(self:SqliteStore,

@@ -237,6 +237,26 @@ def _own(self:SqliteFile, c):
         if time.monotonic()>self._writer.deadline: raise apsw.BusyError()
         time.sleep(.001)
 
+# %% ../../nbs/store/01_sqlite_file.ipynb #663882c0
+@patch
+def alone(self:SqliteFile,
+    sql:str, # One statement that gives no rows
+    args:tuple=(), # Bound values
+    wait_s:float=None, # How long to wait for the lock, in seconds; None for the file's default
+    timer:Callable=None, # Gives seconds; None to have SQLite measure, to the millisecond
+)->tuple: # (rows that it changed, seconds that it took; None if it waited for somebody outside this process)
+    "A statement that is its own transaction and survives the end of the process, not a power cut. Raises `StoreBusy` or `StoreError`"
+    timer,took = timer or (time.perf_counter if self.memory else None),[]
+    with self._writer.use(self.wait_s if wait_s is None else wait_s) as c:
+        if self.memory: self._own(c)
+        if self._full: self._set_full(False)
+        t = timer() if timer else c.set_profile(lambda sql, ns: took.append(ns/1e9))
+        try: c.execute(sql, args).fetchall()
+        finally:
+            if not timer: c.set_profile(None)
+        if timer: took.append(timer()-t)
+        return c.changes(),None if self._writer.waiting else sum(took)
+
 # %% ../../nbs/store/01_sqlite_file.ipynb #a04a39a2
 @patch
 def read(self:SqliteFile,
@@ -410,7 +430,7 @@ def _insert(conn, sql, rows):
     for n in (16,8,4,2,1):
         while len(rows)-i>=n: conn.execute(_for_rows(sql, n), [v for o in rows[i:i+n] for v in o]); i += n
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #4d1baa26
+# %% ../../nbs/store/01_sqlite_file.ipynb #70377ace
 @patch
 def _lead(self:SqliteFile, op, end):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"
