@@ -748,3 +748,26 @@ def test_a_flow_from_a_step(t):
     id,_ = c.m.submit('parent', f)
     c.run(2)
     assert (c.m.get_job(id).status,ran,len(c.m.list_jobs('kid')))==('completed',[1,2],2)
+
+def test_unique_children(t):
+    "In a step and in a transaction a key counts once: in the block itself, among jobs that wait, and again when its time is over"
+    c,got = Clocked(t),[]; with_table(c.m)
+    def sub(job, **kw): return job.manager.options(unique='k', **kw).submit('kid', kid, n=1)[0]
+    def f(job:JobContext):
+        got.extend(job.step('s', lambda: [sub(job), sub(job)]))
+        with job.transaction(): got.append(sub(job)); job.finish(0)
+    c.m.submit('parent', f); c.run()
+    assert len(set(got))==1 and len(c.m.list_jobs('kid'))==1 and kids_of(c.m)==[1]
+    times = []
+    def g(job:JobContext): times.append(job.step('s', lambda: sub(job, unique_for=50)))
+    for i in range(3): c.m.submit('parent', g); c.run()
+    assert len(set(times))==3 and len(c.m.list_jobs('kid'))==4
+
+def test_many_unique_children(t):
+    "Two thousand keyed children of one step"
+    c = Clocked(t)
+    def f(job:JobContext):
+        return job.step('s', lambda: len({job.manager.options(unique=f'k{i%1500}').submit('kid', kid, n=i)[0] for i in range(2000)}))
+    id,_ = c.m.submit('parent', f)
+    c.run()
+    assert c.m.get_job(id).result=='1500' and len(c.m.list_jobs('kid', limit=5000))==1500
