@@ -64,7 +64,8 @@ def _queue(lane, row):
     q,n = row['queue'] or 'default',None
     if since := read_controls(lane.store).get(f'pause:q:{q}'): return f'queue {q!r} is paused since {since}'
     if lane.server and lane.server.queues is not None and q not in lane.server.queues: return f'queue {q!r} is not served by this process, and no other has claimed it yet'
-    if (n := lane.limits.widths.get(q)) and len(ids := [a.claim.id for a in list(lane.hand.values()) if (a.claim.queue or 'default')==q])>=n:
+    w = lane.server
+    if w and (n := w.widths.get(q)) and len(ids := [a.claim.id for o in list(w.lanes) for a in list(o.hand.values()) if (a.claim.queue or 'default')==q])>=n:
         return f'queue {q!r} runs {len(ids)} of {n} in this process: {_some(ids)}'
     return None
 

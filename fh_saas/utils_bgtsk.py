@@ -100,7 +100,7 @@ class BackgroundTaskManager:
         if not isinstance(conn := getattr(db, 'conn', None), apsw.Connection):
             raise TypeError(f'BackgroundTaskManager takes a fastlite Database, not {db!r}')
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
-                       payload_limit=payload_limit, clock=clock, **{f'queues[{k!r}]':v for k,v in _widths(queues).items()})
+                       payload_limit=payload_limit, clock=clock, **_widths(queues))
         self.db,self.handoff,self.wait_s,self.busy_s,self.drain_s = db,handoff,wait_s,busy_s,drain_s
         self.worker = worker and os.environ.get('FH_SAAS_WORKER')!='0'
         self.threads,self.async_jobs,self.payload_limit,self.clock,self.closed = threads,async_jobs,payload_limit,clock,False
@@ -121,7 +121,7 @@ def _check_options(clock, wait_s, **nums):
 
 def _widths(queues):
     if queues is not None and not isinstance(queues, dict): raise TypeError(f'queues must be a dict of numbers by name, not {queues!r}')
-    return {text('queues', k):v for k,v in (queues or {}).items()}
+    return {f'queues[{text("queues", k)!r}]':v for k,v in (queues or {}).items()}
 
 # %% ../nbs/20_utils_bgtsk.ipynb #7ee9fce9
 @patch
@@ -148,7 +148,6 @@ def _open_lane(self:BackgroundTaskManager):
         raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
     lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
     lane.users.add(self)
-    lane.limits.widths.update(self.queues)
     lane.timetable = lane.timetable or Timetable(lane.known.crons, lane.name)
     return lane
 
@@ -175,6 +174,7 @@ def _again(self:BackgroundTaskManager, lane):
 def _serve(self:BackgroundTaskManager, lane=None):
     lane = lane or self._lane
     w = _w.worker(self.threads, self.async_jobs, self.drain_s)
+    if self.queues: w.widths.update(self.queues)
     lane.writes_only = False
     if lane.server is not w: w.serve(lane)
     return w
@@ -726,7 +726,7 @@ def controls(self:BackgroundTaskManager)->dict: # `paused_queues` and `paused_ty
     of = lambda s: {k.removeprefix(s):v for k,v in got.items() if k.startswith(s)}
     return dict(paused_queues=of('pause:q:'), paused_types=of('pause:t:'), limits={k:int(v) for k,v in of('limit:t:').items()})
 
-# %% ../nbs/20_utils_bgtsk.ipynb #68b84bfc
+# %% ../nbs/20_utils_bgtsk.ipynb #93262663
 @patch
 def explain(self:BackgroundTaskManager,
     job_id:str, # The job's id
