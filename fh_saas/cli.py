@@ -107,18 +107,23 @@ def worker(
     module__name:str, # Where the manager or the tenants are, such as `app:manager` or `app:tenants`
     threads:int=None, # Sync tasks that run at the same time; the app's own number by default
     async_jobs:int=None, # Async tasks that run at the same time; the app's own number by default
+    queues:str=None, # Serve only these queues, separated by commas, `default` for the one without a name; all by default
 ):
     "Run the jobs of an app's BackgroundTaskManager or Tenants until SIGTERM or Ctrl-C"
     for k,v in dict(threads=threads, async_jobs=async_jobs).items():
         if v is not None and v<1: raise Wrong(f'--{k.replace("_","-")} must be at least 1')
+    names = None if queues is None else {o.strip() for o in queues.split(',')}
+    if names is not None and '' in names: raise Wrong('--queues must be names separated by commas, such as mail,default')
     with inspecting(): ms = managers(load(module__name), module__name)
     for m in ms: m._become_worker(threads, async_jobs)
-    _run(ms)
+    _run(ms, names)
 
 # %% ../nbs/32_cli.ipynb #a85009f6
-def _run(ms):
+def _run(ms, queues):
     "Serve until told to stop, then drain"
     from fh_saas.utils_bgtsk import StoreError
+    from fh_saas.worker import worker as the_worker
+    the_worker(1, 1).queues = queues            # the managers widen it
     for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, signal.default_int_handler)
     try:
         sys.setswitchinterval(.0005)          # a job of another tenant must not wait 5 ms for the interpreter

@@ -9,7 +9,7 @@ __all__ = ['INTERRUPTED', 'Outcome', 'clip', 'failed', 'raised', 'returned', 'ca
 import asyncio, msgspec, traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from .context import context_of, current
+from .steps import context_of, current
 from .ids import to_iso
 from .payload import dump_result, load_kwargs
 from .options import row_backoff

@@ -53,7 +53,7 @@ class Lane:
         self.store,self.here,self.known,self.clock,self.lease_s = store,here,known or Known(),clock,lease_s
         store.now,self.owner = self.now,here.owner if here else 'memory'
         self.name,self.ids,self.tenant = store.path,JobIds(),None   # the tenant's id where `Tenants` opened it
-        self.limits = Limits(store, self.known, clock)
+        self.limits,self.grants = Limits(store, self.known, clock),{}     # how many of a queue the turn under way may claim, by name
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
         self.notes = deque()                       # `JobContext`s that have something to write
         self.small,self.ready = deque(),deque()    # claimed jobs: short ones, run by who makes the turn; others, for any runner
@@ -120,6 +120,7 @@ def turn(self:Lane,
     except BaseException as e:
         for q,old in zip(queues, taken): q.extendleft(reversed(old))
         for o in notes: o.again()
+        self.grants.clear()
         if not isinstance(e, Exception): raise
         self._sick(e)
         return []
@@ -128,6 +129,7 @@ def turn(self:Lane,
     for c in back: self._let_go(c, told=self.closing)
     for c in aside: self._let_go(c)
     out = self._begin(claims)
+    self.grants.clear()
     if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
@@ -212,8 +214,8 @@ def _claim(self:Lane, handed, limit, only):
 
 @patch
 def _queues(self:Lane, limit):
-    running = [a.claim for a in list(self.hand.values()) if a.ended is None] if self.limits.widths else ()
-    return self.limits.queues(limit, running, self.server.queues if self.server else None)
+    w = self.server
+    return self.limits.queues(limit, (lambda q: w.grant(self, q)) if w.widths else None, w.queues) if w else self.limits.queues(limit)
 
 @patch
 def _slots(self:Lane):

@@ -25,7 +25,6 @@ class Limits:
     ):
         self.store,self.known,self.clock = store,known,clock
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
-        self.widths = {}                      # jobs of a queue that may run in this process at the same time, by name
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
     def __repr__(self): return f'Limits({self.store.path!r}, controls={sorted(self.ctl)})'
@@ -43,17 +42,17 @@ def is_shut(self:Limits,
 @patch
 def queues(self:Limits,
     limit:int, # At most so many from each
-    running:list, # `Claim`s that this process has in hand
+    width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one
     serves:set=None, # Names of the queues that this process serves, `default` for the default one; None for all
 )->tuple: # Pairs (queue, at most so many of it)
     "From which queues to claim, inside `writing()`"
     names = self.store.due_queues()
-    if names==[None] and not (self.ctl or self.widths or serves): return (None, limit),
-    out,busy = [],Counter(c.queue or 'default' for c in running) if self.widths else {}
+    if names==[None] and not (self.ctl or width or serves): return (None, limit),
+    out = []
     for q in names:
         name = q or 'default'
         if f'pause:q:{name}' in self.ctl or serves is not None and name not in serves: continue
-        n = limit if name not in self.widths else min(limit, self.widths[name]-busy[name])
+        n = limit if width is None or (w := width(name)) is None else min(limit, w)
         if n>0: out.append((q, n))
     return tuple(out)
 

@@ -124,7 +124,9 @@ def _on_failed(k, v):
 
 def _rate(k, v):
     if not isinstance(v, (tuple, list)) or len(v)!=2: raise TypeError(f'{k} must be a pair (how many, in how many seconds), not {v!r}')
-    return _whole(k, v[0], 1),_longer(k, v[1])
+    n,s = _whole(k, v[0], 1),_longer(k, v[1])
+    if s>30*86400: raise ValueError(f'{k} must count over at most 30 days, not {s:g} s')
+    return n,s
 
 def _flag(k, v):
     if not isinstance(v, bool): raise TypeError(f'{k} must be True or False, not {v!r}')

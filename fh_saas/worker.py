@@ -43,7 +43,7 @@ class Worker:
         self.idle = self.nthreads = 0
         self.held = deque()                       # lanes with ends that wait for company
         self.means = {}                           # seconds by task name, in lanes that were closed
-        self.queues = None                        # names of the queues that it serves; None for all
+        self.queues,self.widths,self.starved = None,{},set()    # see Queues
         self.deadlines,self.stuck = [],set()      # (when, number, attempt) of those that may not take for ever; attempts whose time was up and whose threads go on
         self.at_work,self.spells = set(),{}       # sync attempts that execute; runner thread -> [lane, since when its short task runs, attempt]
         self.stopping = self.stopped = self._watching = False
@@ -240,8 +240,10 @@ def _turn(self:Worker, lane, runner, claim):
     self.line.join(lane)
     limit,only = self._room(lane) if claim else (0,None)
     self._turners.append(t := time.monotonic())
+    ends = bool(lane.acks)
     try: got = lane.turn(limit, only, .05)      # a lane whose file is locked waits by itself, not in a runner
     finally: self._turners.remove(t)
+    if ends and self.starved: self._feed()
     self.line.charge(lane, got)
     if limit and len(got)<limit and not only: lane.hungry = False     # that was all there is
     self._spread(lane, got, runner)
@@ -416,6 +418,26 @@ def _look(self:Worker, now):
         if lane.back: self.kick(lane)
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
+
+# %% ../nbs/15_worker.ipynb #47c3f73d
+@patch
+def grant(self:Worker,
+    lane:Lane, # Makes a turn
+    queue:str, # Name of a queue in which it has due jobs, `default` for the one without
+)->int: # None for no bound
+    "How many jobs of a queue the turn may claim"
+    if (width := self.widths.get(queue)) is None: return None
+    with self._lock:
+        busy = sum(o.grants.get(queue, 0)+sum(a.ended is None and (a.claim.queue or 'default')==queue for a in list(o.hand.values())) for o in self.lanes)
+        lane.grants[queue] = n = max(0, width-busy)
+    if not n: self.starved.add(lane)
+    return n
+
+@patch
+def _feed(self:Worker):
+    "A job has ended: lanes for which there was no width may try again"
+    again,self.starved = self.starved,set()
+    for o in again: self.kick(o)
 
 # %% ../nbs/15_worker.ipynb #075012cf
 _number = count()
