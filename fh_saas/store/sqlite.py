@@ -14,7 +14,7 @@ from ..ids import from_iso, to_iso
 from ..options import row_backoff
 from ..retry import backoff
 from .base import Ack, Claim, DUE, LATER, NewJob, PARKED, STATUSES, StoreError, StoreMoved
-from .flow import any_waits, forgotten, let_go, put_waiting, wait_again
+from .flow import any_waits, forgotten, free_children, put_waiting, wait_again
 from .sqlite_file import SqliteFile, store_error
 from operator import attrgetter, itemgetter
 
@@ -400,7 +400,7 @@ def over(self:SqliteStore,
     conn=None, # A connection inside the transaction that ended them; None for this store's own, inside `writing()`
 ):
     "Free those who waited for these jobs alone, and end those who cannot run without them"
-    self._freed(let_go(conn or self._c, ids, now or self.now and self.now()))
+    self._freed(free_children(conn or self._c, ids, now or self.now and self.now()))
 
 @patch
 def link_again(self:SqliteStore,
