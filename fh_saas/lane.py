@@ -210,6 +210,7 @@ def _claim(self:Lane, handed, limit, only):
     claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit)) if self.limits.due else []
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
     if len(got := self.limits.admit(s._c, claims))<len(claims): self.dirty = True      # behind what is held there may be more
+    if self.limits.rates and self.due_at is not None: self.due_at = min(self.due_at, self.limits.next_at())
     return got
 
 @patch

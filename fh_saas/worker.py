@@ -14,7 +14,7 @@ from .async_pool import AsyncPool
 from .children import children, run_attempt
 from .executor import Outcome, call
 from .lane import Lane
-from .maintenance import heartbeat, mend, release_lost, rescue
+from .maintenance import heartbeat, look_in, mend, release_lost
 from .presence import Presence
 from .retention import Pruner
 from .shares import Line, Ready
@@ -210,7 +210,7 @@ def _visit(self:Worker, lane, runner=True):
 def _begin(self:Worker, lane):
     """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
     would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
-    try: self._look_in(lane)
+    try: look_in(lane)
     except Exception as e: lane._sick(e)
     for i in range(2):
         more = True
@@ -530,17 +530,9 @@ def _restless(self:Worker, lane):
     return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
 
 @patch
-def _look_in(self:Worker, lane):
-    "Take back what the dead have left, and see whether anyone waits for a task that is known here"
-    rescue(lane)
-    if lane.hand: lane._obey()
-    lane.limits.reconsider()
-    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
-
-@patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    self._look_in(lane)
+    look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
     for k in set(lane.means)-lately: lane.means.pop(k, None)     # what has not run for a while says nothing about what comes

@@ -83,7 +83,7 @@ _CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE
     where task in (select value from json_each(?)) limit ?) {_GOT}'''
 _CLAIM_PARKED = _TAKE+'''rowid in (select rowid from tenant_jobs indexed by tj_parked where ready=2
     and task in (select value from json_each(?)) limit ?) '''+_GOT
-_CLAIM_ONE = _TAKE+"id=? and status='pending' and ready is not 4 "+_GOT
+_CLAIM_ONE = _TAKE.replace('set ', 'set held=null, ', 1)+"id=? and status='pending' and ready is not 4 "+_GOT
 
 # %% ../../nbs/store/02_sqlite.ipynb #ae94632e
 @patch
@@ -532,6 +532,9 @@ _AGAIN = _TYPES+_ANEW+f"""rowid in (select rowid from types cross join tenant_jo
         where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
 _AGAIN_ONE = _ANEW+f"id=?2 and status in ('failed','cancelled') and task is not null and {_FREE}"
 _NOW = "update tenant_jobs set ready=1, run_at=?1 where id=?2 and status='pending' and ready<=0"
+_FELL = "select count(*) from json_each(?) v join tenant_jobs on id=v.value where status in ('failed','cancelled')"      # with a parent that was not tried again
+_STUCK = """select 1 from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value
+    where c.id=? and c.status in ('failed','cancelled') and c.on_failed<>'run' and p.status in ('failed','cancelled') limit 1"""
 
 @patch
 def retry_failed(self:SqliteStore,
@@ -541,22 +544,23 @@ def retry_failed(self:SqliteStore,
     since:str=None, # Only jobs that failed then or later; None for all
 )->int: # How many are pending again
     "Make failed jobs due, as if they had never been tried"
-    n,folks = 0,[]
+    n,folks,kids = 0,[],[]
     while True:
         with self.writing():
             rows = self._do(_AGAIN+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
-            if kids := [o for o, in rows if o]: folks += self.link_again(kids)
+            if new := [o for o, in rows if o]: kids += new; folks += self.link_again(new)
             if len(rows)<200 and folks: self.over(folks, now)
-        n += len(rows)
-        if len(rows)<200: return n
+            n += len(rows)
+            if len(rows)<200: return n-(self._do(_FELL, (_json(kids),))[0][0] if kids else 0)
 
 @patch
 def retry(self:SqliteStore,
     now:str, # The time
     id:str, # Job id
-)->str: # None if it is due now; else why not: `missing`, its status, or `unique` if another job has its unique key
+)->str: # None if it is due now; else why not: `missing`, its status, `unique` if another job has its unique key, `parent` if it would fail with one
     "Make one job due: with all its attempts if it had failed or was cancelled, ahead of its time if it waits"
     with self.writing():
+        if self._do(_STUCK, (id,)): return 'parent'
         if self._count(_AGAIN_ONE, (now, id)): self.over(self.link_again([id]), now); return None
         if self._count(_NOW, (now, id)): return None
         rows = self._do("select status,task,ready from tenant_jobs where id=?", (id,))
