@@ -105,7 +105,7 @@ def turn(self:Lane,
     "Write what waits and claim what is due, in one transaction. Raises nothing: after a `StoreError` everything waits on"
     queues = self.acks,self.back,self.handed,self.aside
     if not any(queues) and not self.notes and not self.news and not self._claimable(limit): return []
-    news,self.news,self.used_at = self.news,False,time.monotonic()
+    had,self.news,self.used_at = self.news and bool(self.hand),False,time.monotonic()
     self.turned_at = self.used_at
     if self.due_at is None: self._look_ahead()
     taken = acks,back,handed,aside = [_take(o) for o in queues]
@@ -133,7 +133,7 @@ def turn(self:Lane,
     if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
-    if news and self.hand: self._obey()
+    if had: self._obey()
     if listening():
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
@@ -234,15 +234,17 @@ def _claimable(self:Lane, limit):
     except Exception as e: self._sick(e)
     return False
 
+_ASK = object()
+
 @patch
 def _later_changed(self:Lane, acks):
     "Whether the time of the next due job must be looked up again"
     return self.due_at is None or any(a.ack and a.ack.status=='pending' for a in acks)
 
 @patch
-def _look_ahead(self:Lane):
+def _look_ahead(self:Lane, at=_ASK):
     self.due_at = None
-    try: at = self.store.next_due()
+    try: at = self.store.next_due() if at is _ASK else at
     except StoreError: return                            # the sweep looks again
     self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
                       self.limits.next_at())
