@@ -105,7 +105,7 @@ def turn(self:Lane,
     "Write what waits and claim what is due, in one transaction. Raises nothing: after a `StoreError` everything waits on"
     queues = self.acks,self.back,self.handed,self.aside
     if not any(queues) and not self.notes and not self.news and not self._claimable(limit): return []
-    had,self.news,self.used_at = self.news and bool(self.hand),False,time.monotonic()
+    news,self.news,self.used_at = self.news,False,time.monotonic()
     self.turned_at = self.used_at
     if self.due_at is None: self._look_ahead()
     taken = acks,back,handed,aside = [_take(o) for o in queues]
@@ -133,7 +133,7 @@ def turn(self:Lane,
     if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
-    if had: self._obey()
+    if news and len(self.hand)>len(out): self._obey()
     if listening():
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
@@ -207,7 +207,7 @@ def _claim(self:Lane, handed, limit, only):
         if self.limits.rates: self.limits.let_rates(s._c)
     if limit<=0 or self.closing or self.writes_only or self.limits.is_shut(s._c): return []
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
-    claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit))
+    claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit)) if self.limits.due else []
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
     if len(got := self.limits.admit(s._c, claims))<len(claims): self.dirty = True      # behind what is held there may be more
     return got

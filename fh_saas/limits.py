@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from fastcore.basics import patch
 from .store.base import Claim
-from .store.controls import (any_held, count_type, counts, first_look, held_for, hold, let_go, next_start, note_starts, read_controls, room_of_rate)
+from .store.controls import (any_held, count_type, counts, gate_and_controls, held_for, hold, let_go, next_start, note_starts, read_controls, room_of_rate)
 from .store.sqlite import SqliteStore
 from .tasks import Known
 from typing import Callable
@@ -25,7 +25,7 @@ class Limits:
     ):
         self.store,self.known,self.clock = store,known,clock
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
-        self._due = 0,0                       # whether the default queue, and a named one, had due jobs at the first look
+        self.due = self.named = True          # whether anything is due, and whether in a named queue
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
     def __repr__(self): return f'Limits({self.store.path!r}, controls={sorted(self.ctl)})'
@@ -36,9 +36,9 @@ def is_shut(self:Limits,
     c, # The connection, inside `writing()`
 )->bool:
     "Whether nothing at all may be claimed. Brings the controls up to date"
-    shut,seen,*self._due = first_look(c)
+    shut,seen,self.due,self.named = gate_and_controls(c)
     if seen!=self._seen: self.ctl,self._seen = read_controls(c),seen
-    return shut is not None
+    return shut
 
 @patch
 def queues(self:Limits,
@@ -46,11 +46,10 @@ def queues(self:Limits,
     width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one
     serves:set=None, # Names of the queues that this process serves, `default` for the default one; None for all
 )->tuple: # Pairs (queue, at most so many of it)
-    "From which queues to claim, after `is_shut` and inside the same `writing()`"
-    names = self.store.due_queues() if self._due[1] else [None] if self._due[0] else []
-    if names==[None] and not (self.ctl or width or serves): return (None, limit),
+    "From which queues to claim, inside `writing()`, after `is_shut`"
+    if not (self.named or self.ctl or width or serves): return (None, limit),
     out = []
-    for q in names:
+    for q in self.store.due_queues():
         name = q or 'default'
         if f'pause:q:{name}' in self.ctl or serves is not None and name not in serves: continue
         n = limit if width is None or (w := width(name)) is None else min(limit, w)

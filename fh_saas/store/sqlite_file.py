@@ -85,7 +85,9 @@ class _Conn:
     def __init__(self, path, conn=None, create=False):
         self.path,self.lock,self.deadline,self.waiting = path,threading.RLock(),0.,False
         self.conn = conn or connect(path, create)
-        if not conn: self.conn.set_busy_handler(self._again)
+        if conn: return
+        self.conn.set_busy_handler(self._again)
+        self.conn.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
 
     def _again(self, n):
         "Called by SQLite after the `n`th time it found the file locked"
