@@ -235,15 +235,17 @@ def _claimable(self:Lane, limit):
     except Exception as e: self._sick(e)
     return False
 
+_ASK = object()
+
 @patch
 def _later_changed(self:Lane, acks):
     "Whether the time of the next due job must be looked up again"
     return self.due_at is None or any(a.ack and a.ack.status=='pending' for a in acks)
 
 @patch
-def _look_ahead(self:Lane):
+def _look_ahead(self:Lane, at=_ASK):
     self.due_at = None
-    try: at = self.store.next_due()
+    try: at = self.store.next_due() if at is _ASK else at
     except StoreError: return                            # the sweep looks again
     self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
                       self.limits.next_at())

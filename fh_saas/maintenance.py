@@ -70,9 +70,13 @@ def mend(
 # %% ../nbs/12_maintenance.ipynb #2f9d373b
 def look_in(
     lane:Lane, # The database to look after
-):
-    "Take back what the dead have left, let go what nothing holds any more, and see which of the parked jobs have a task that is known here. Raises `StoreError`"
-    rescue(lane)
+)->bool: # Whether there is anything to claim
+    """Take back what the dead have left, let go what nothing holds any more, and see which parked jobs have a task that is known here and
+    when the next job is due. Raises `StoreError`"""
+    o = lane.store.glance()
+    n = rescue(lane) if o.owners else 0
     if lane.hand: lane._obey()
-    lane.limits.reconsider()
-    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
+    if o.held: n += lane.limits.reconsider()
+    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())] if o.parked else []
+    lane._look_ahead(o.next_at)                   # jobs for later that other processes submitted
+    return bool(o.due or n or lane.parked)

@@ -210,7 +210,8 @@ def _visit(self:Worker, lane, runner=True):
 def _begin(self:Worker, lane):
     """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
     would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
-    try: look_in(lane)
+    try:
+        if look_in(lane): lane.news = True
     except Exception as e: lane._sick(e)
     for i in range(2):
         more = True
@@ -532,7 +533,7 @@ def _restless(self:Worker, lane):
 @patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    look_in(lane)
+    due = look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
     for k in set(lane.means)-lately: lane.means.pop(k, None)     # what has not run for a while says nothing about what comes
@@ -541,8 +542,7 @@ def _care(self:Worker, lane, beat):
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
         self.pruner.offer(lane)
-    lane._look_ahead()                            # jobs for later that other processes submitted
-    if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
+    if due or lane.waits() or lane.due_at is not None and lane.due_at<=lane.clock(): self.kick(lane)
 
 # %% ../nbs/15_worker.ipynb #517edcf7
 @patch

@@ -73,8 +73,10 @@ def is_behind(
 
 def _version(conn, key='schema'):
     "The version that the file's tables are at; 0 for none, or the older package's"
-    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0
-    rows = conn.execute('select value from tenant_meta where key=?', (key,)).fetchall()
+    try: rows = conn.execute('select value from tenant_meta where key=?', (key,)).fetchall()
+    except apsw.SQLError as e:
+        if 'no such table' in str(e): return 0
+        raise
     return int(rows[0][0]) if rows else 0
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #6c1c1208
@@ -194,7 +196,7 @@ def _prepare(self:SqliteFile, c):
 
 def _settings(c):
     "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory"
-    for o in ('journal_mode=wal', 'synchronous=full', 'temp_store=memory'): c.execute('pragma '+o).fetchall()
+    c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall()
 
 def _rollback(c):
     if c.in_transaction: c.execute('rollback')
@@ -239,7 +241,7 @@ def _own(self:SqliteFile, c):
         if time.monotonic()>self._writer.deadline: raise apsw.BusyError()
         time.sleep(.001)
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #18a4f032
+# %% ../../nbs/store/01_sqlite_file.ipynb #663882c0
 @patch
 def alone(self:SqliteFile,
     sql:str, # One statement that gives no rows
@@ -432,7 +434,7 @@ def _insert(conn, sql, rows):
     for n in (16,8,4,2,1):
         while len(rows)-i>=n: conn.execute(_for_rows(sql, n), [v for o in rows[i:i+n] for v in o]); i += n
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #4d1baa26
+# %% ../../nbs/store/01_sqlite_file.ipynb #70377ace
 @patch
 def _lead(self:SqliteFile, op, end):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"
