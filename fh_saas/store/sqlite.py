@@ -551,7 +551,7 @@ _AGAIN = _TYPES+_ANEW+f"""rowid in (select rowid from types cross join tenant_jo
         where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
 _AGAIN_ONE = _ANEW+f"id=?2 and status in ('failed','cancelled') and task is not null and {_FREE}"
 _NOW = "update tenant_jobs set ready=1, run_at=?1 where id=?2 and status='pending' and ready<=0"
-_FELL = "select count(*) from json_each(?) v join tenant_jobs on id=v.value where status in ('failed','cancelled')"      # with a parent that was not tried again
+_FELL = "select count(*) from json_each(?) v join tenant_jobs j on j.id=v.value where j.status in ('failed','cancelled')"      # with a parent that was not tried again
 _STUCK = """select 1 from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value
     where c.id=? and c.status in ('failed','cancelled') and c.on_failed<>'run' and p.status in ('failed','cancelled') limit 1"""
 
