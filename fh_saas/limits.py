@@ -41,6 +41,15 @@ def is_shut(self:Limits,
     return shut
 
 @patch
+def serves(self:Limits,
+    queue:str, # A queue; None for the default one
+    names:set=None, # Those that this process serves; None for all
+)->bool:
+    "Whether its jobs may run here"
+    name = queue or 'default'
+    return f'pause:q:{name}' not in self.ctl and (names is None or name in names)
+
+@patch
 def queues(self:Limits,
     limit:int, # At most so many from each
     width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one
@@ -51,7 +60,7 @@ def queues(self:Limits,
     out = []
     for q in self.store.due_queues():
         name = q or 'default'
-        if f'pause:q:{name}' in self.ctl or serves is not None and name not in serves: continue
+        if not self.serves(q, serves): continue
         n = limit if width is None or (w := width(name)) is None else min(limit, w)
         if n>0: out.append((q, n))
     return tuple(out)
