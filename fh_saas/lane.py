@@ -208,10 +208,18 @@ def _claim(self:Lane, handed, limit, only):
     if limit<=0 or self.closing or self.writes_only or self.limits.is_shut(s._c): return []
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
     claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit)) if self.limits.due else []
-    if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
+    if self.parked and len(claims)<limit: claims += self._unpark(now, limit-len(claims))
     if len(got := self.limits.admit(s._c, claims))<len(claims): self.dirty = True      # behind what is held there may be more
     if self.limits.rates and self.due_at is not None: self.due_at = min(self.due_at, self.limits.next_at())
     return got
+
+@patch
+def _unpark(self:Lane, now, limit):
+    "Claim parked jobs whose task is known here; those of queues that may not run go into their queues"
+    s,names = self.store,self.server.queues if self.server else None
+    got = s.claim(self.owner, now, limit, self.lease(), parked=self.parked)
+    if wrong := [c for c in got if not self.limits.serves(c.queue, names)]: s.release(wrong)
+    return [c for c in got if c not in wrong] if wrong else got
 
 @patch
 def _queues(self:Lane, limit):
