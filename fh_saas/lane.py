@@ -133,7 +133,7 @@ def turn(self:Lane,
     if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
-    if news and self.hand: self._obey()
+    if news and len(self.hand)>len(out): self._obey()
     if listening():
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
@@ -207,10 +207,19 @@ def _claim(self:Lane, handed, limit, only):
         if self.limits.rates: self.limits.let_rates(s._c)
     if limit<=0 or self.closing or self.writes_only or self.limits.is_shut(s._c): return []
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
-    claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit))
-    if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
+    claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit)) if self.limits.due else []
+    if self.parked and len(claims)<limit: claims += self._unpark(now, limit-len(claims))
     if len(got := self.limits.admit(s._c, claims))<len(claims): self.dirty = True      # behind what is held there may be more
+    if self.limits.rates and self.due_at is not None: self.due_at = min(self.due_at, self.limits.next_at())
     return got
+
+@patch
+def _unpark(self:Lane, now, limit):
+    "Claim parked jobs whose task is known here; those of queues that may not run go into their queues"
+    s,names = self.store,self.server.queues if self.server else None
+    got = s.claim(self.owner, now, limit, self.lease(), parked=self.parked)
+    if wrong := [c for c in got if not self.limits.serves(c.queue, names)]: s.release(wrong)
+    return [c for c in got if c not in wrong] if wrong else got
 
 @patch
 def _queues(self:Lane, limit):
@@ -234,15 +243,17 @@ def _claimable(self:Lane, limit):
     except Exception as e: self._sick(e)
     return False
 
+_ASK = object()
+
 @patch
 def _later_changed(self:Lane, acks):
     "Whether the time of the next due job must be looked up again"
     return self.due_at is None or any(a.ack and a.ack.status=='pending' for a in acks)
 
 @patch
-def _look_ahead(self:Lane):
+def _look_ahead(self:Lane, at=_ASK):
     self.due_at = None
-    try: at = self.store.next_due()
+    try: at = self.store.next_due() if at is _ASK else at
     except StoreError: return                            # the sweep looks again
     self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
                       self.limits.next_at())
@@ -353,7 +364,7 @@ def end(self:Lane,
     self.acks.append(a)
     return a.ended
 
-# %% ../nbs/11_lane.ipynb #d0980641
+# %% ../nbs/11_lane.ipynb #6473f71f
 @patch
 def finish(self:Lane,
     a:Attempt, # Begun, with a `JobContext`

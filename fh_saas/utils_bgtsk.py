@@ -23,6 +23,7 @@ from .context import JobContext, current, current_job
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
 from .lane import Attempt, generation, open_lane
+from .maintenance import look_in
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
 from .retention import Sweep, check_batch, keep_rules, keeps_of
@@ -657,6 +658,7 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
     with self._using() as lane:
         if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
         lane.due_at,lane.writes_only,lane.driven = None,False,True
+        look_in(lane)
         try:
             while True:
                 with lane.turning:
@@ -775,8 +777,13 @@ def retry(self:BackgroundTaskManager,
             self._ring(lane)
             return self.get_job(job_id)
     job = self.get_job(job_id)
-    raise ValueError(f'job {job_id} cannot be retried: '+('another job has its unique key' if why=='unique' else
+    raise ValueError(f'job {job_id} cannot be retried: '+(self._failed_parent(job) if why=='parent' else 'another job has its unique key' if why=='unique' else
         'it has no task, see adopt()' if job.task is None else f'it is {job.status}'))
+
+@patch
+def _failed_parent(self:BackgroundTaskManager, job):
+    with self._using() as lane: p = next((o for o in lane.store.parents(job.id) if o['status'] in ('failed','cancelled')), None)
+    return f'its parent {p["id"]} {"failed" if p["status"]=="failed" else "was cancelled"}; retry that first' if p else 'a parent of it had failed, and is no longer as it was'
 
 @patch
 def retry_failed(self:BackgroundTaskManager,

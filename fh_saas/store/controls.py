@@ -33,10 +33,14 @@ def set_control(
 
 def gate_and_controls(
     c, # The connection, inside `writing()`
-)->tuple: # (whether the gate is shut, how often the controls have changed)
+)->tuple: # (whether the gate is shut, how often the controls have changed, whether anything is due, whether in a named queue)
     "What every claim looks at first"
-    got = dict(c.execute("select key,value from tenant_meta where key in ('gate','controls')").fetchall())
-    return 'gate' in got, got.get('controls')
+    got = dict(c.execute(_FIRST).fetchall())
+    return 'gate' in got, got.get('controls'), 'due' in got, 'named' in got
+
+_FIRST = """select key,value from tenant_meta where key in ('gate','controls')
+    union all select 'due',1 where exists (select 1 from tenant_jobs indexed by tj_due where ready=1)
+    union all select 'named',1 where exists (select 1 from tenant_jobs indexed by tj_due where ready=1 and queue is not null)"""
 
 # %% ../../nbs/store/08_controls.ipynb #2d428a5c
 _HOLD = "update tenant_jobs set status='pending', ready=?, held=?, owner=null, started_at=null where rowid=? and id=? and status='running' and fence=?"
