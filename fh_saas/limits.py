@@ -25,6 +25,8 @@ class Limits:
     ):
         self.store,self.known,self.clock = store,known,clock
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
+        self.due = self.named = True          # whether anything is due, and whether in a named queue
+        self.put_off = {}                     # claims that the turn under way put into a line, by line
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
     def __repr__(self): return f'Limits({self.store.path!r}, controls={sorted(self.ctl)})'
@@ -35,9 +37,18 @@ def is_shut(self:Limits,
     c, # The connection, inside `writing()`
 )->bool:
     "Whether nothing at all may be claimed. Brings the controls up to date"
-    shut,seen = gate_and_controls(c)
+    shut,seen,self.due,self.named = gate_and_controls(c)
     if seen!=self._seen: self.ctl,self._seen = read_controls(c),seen
     return shut
+
+@patch
+def serves(self:Limits,
+    queue:str, # A queue; None for the default one
+    names:set=None, # Those that this process serves; None for all
+)->bool:
+    "Whether its jobs may run here"
+    name = queue or 'default'
+    return f'pause:q:{name}' not in self.ctl and (names is None or name in names)
 
 @patch
 def queues(self:Limits,
@@ -45,13 +56,12 @@ def queues(self:Limits,
     width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one
     serves:set=None, # Names of the queues that this process serves, `default` for the default one; None for all
 )->tuple: # Pairs (queue, at most so many of it)
-    "From which queues to claim, inside `writing()`"
-    names = self.store.due_queues()
-    if names==[None] and not (self.ctl or width or serves): return (None, limit),
+    "From which queues to claim, inside `writing()`, after `is_shut`"
+    if not (self.named or self.ctl or width or serves): return (None, limit),
     out = []
-    for q in names:
+    for q in self.store.due_queues():
         name = q or 'default'
-        if f'pause:q:{name}' in self.ctl or serves is not None and name not in serves: continue
+        if not self.serves(q, serves): continue
         n = limit if width is None or (w := width(name)) is None else min(limit, w)
         if n>0: out.append((q, n))
     return tuple(out)
@@ -99,6 +109,7 @@ def admit(self:Limits,
     self.used = True
     out,held = _part(claims, room) if any([room[k]<mine[k] for k in room]) else (claims,{})
     for k,os in held.items(): hold(c, os, k)
+    if held: self.put_off = held
     self._note(c, out, rates, held)
     return out
 

@@ -14,7 +14,7 @@ from .async_pool import AsyncPool
 from .children import children, run_attempt
 from .executor import Outcome, call
 from .lane import Lane
-from .maintenance import heartbeat, mend, release_lost, rescue
+from .maintenance import heartbeat, look_in, mend, release_lost
 from .presence import Presence
 from .retention import Pruner
 from .shares import Line, Ready
@@ -210,7 +210,8 @@ def _visit(self:Worker, lane, runner=True):
 def _begin(self:Worker, lane):
     """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
     would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
-    try: self._look_in(lane)
+    try:
+        if look_in(lane): lane.news = True
     except Exception as e: lane._sick(e)
     for i in range(2):
         more = True
@@ -419,7 +420,7 @@ def _look(self:Worker, now):
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
 
-# %% ../nbs/15_worker.ipynb #47c3f73d
+# %% ../nbs/15_worker.ipynb #6ac8cf38
 @patch
 def grant(self:Worker,
     lane:Lane, # Makes a turn
@@ -530,17 +531,9 @@ def _restless(self:Worker, lane):
     return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
 
 @patch
-def _look_in(self:Worker, lane):
-    "Take back what the dead have left, and see whether anyone waits for a task that is known here"
-    rescue(lane)
-    if lane.hand: lane._obey()
-    lane.limits.reconsider()
-    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
-
-@patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    self._look_in(lane)
+    due = look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
     for k in set(lane.means)-lately: lane.means.pop(k, None)     # what has not run for a while says nothing about what comes
@@ -549,8 +542,7 @@ def _care(self:Worker, lane, beat):
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
         self.pruner.offer(lane)
-    lane._look_ahead()                            # jobs for later that other processes submitted
-    if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
+    if due or lane.waits() or lane.due_at is not None and lane.due_at<=lane.clock(): self.kick(lane)
 
 # %% ../nbs/15_worker.ipynb #517edcf7
 @patch
@@ -676,11 +668,23 @@ def _at_exit():
     if _worker: _worker.stop(_worker.grace_s)
 atexit.register(_at_exit)
 
-def _on_sigterm():
-    if threading.current_thread() is not threading.main_thread(): return
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL: signal.signal(signal.SIGTERM, lambda *_: sys.exit(128+signal.SIGTERM))
-
 def _after_fork():
     global _worker, _worker_lock
     _worker,_worker_lock = None,threading.Lock()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
+
+# %% ../nbs/15_worker.ipynb #0500bc56
+_ends,_masks = None,{}   # the process whose exit drains; signal masks of threads that fork
+
+def _on_sigterm():
+    global _ends
+    if threading.current_thread() is not threading.main_thread(): return
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _leave): _ends = os.getpid(); signal.signal(signal.SIGTERM, _leave)
+
+def _leave(sig, frame):
+    if os.getpid()!=_ends: signal.signal(sig, signal.SIG_DFL); os.kill(os.getpid(), sig)
+    sys.exit(128+sig)
+
+def _hold(): _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+def _let(): signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(threading.get_ident()))
+if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_let)

@@ -33,10 +33,14 @@ def set_control(
 
 def gate_and_controls(
     c, # The connection, inside `writing()`
-)->tuple: # (whether the gate is shut, how often the controls have changed)
+)->tuple: # (whether the gate is shut, how often the controls have changed, whether anything is due, whether in a named queue)
     "What every claim looks at first"
-    got = dict(c.execute("select key,value from tenant_meta where key in ('gate','controls')").fetchall())
-    return 'gate' in got, got.get('controls')
+    got = dict(c.execute(_FIRST).fetchall())
+    return 'gate' in got, got.get('controls'), 'due' in got, 'named' in got
+
+_FIRST = """select key,value from tenant_meta where key in ('gate','controls')
+    union all select 'due',1 where exists (select 1 from tenant_jobs indexed by tj_due where ready=1)
+    union all select 'named',1 where exists (select 1 from tenant_jobs indexed by tj_due where ready=1 and queue is not null)"""
 
 # %% ../../nbs/store/08_controls.ipynb #2d428a5c
 _HOLD = "update tenant_jobs set status='pending', ready=?, held=?, owner=null, started_at=null where rowid=? and id=? and status='running' and fence=?"
@@ -154,8 +158,10 @@ def holders(
     jobs:list, # `NewJob`s that were inserted, or were not because their key was taken
 )->list: # For each its own id, or the id of the job that holds its key; None if there is neither
     "Whose job each of them became"
-    def one(j): return j.id if _rows(file, 'select 1 from tenant_jobs where id=?', (j.id,)) else holder(file, j.unique_key)
+    def one(j): return (_rows(file, _WHOSE, (j.id, j.unique_key)) or ((None,),))[0][0]
     return [one(j) if j.unique_key else j.id for j in jobs]
+
+_WHOSE = f'select id from tenant_jobs where id=? union all select id from (select id from tenant_jobs indexed by tj_unique where {_HOLDS}) limit 1'
 
 # %% ../../nbs/store/08_controls.ipynb #32100931
 def insert_unique(

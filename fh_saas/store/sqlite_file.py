@@ -73,7 +73,7 @@ def is_behind(
 
 def _version(conn, key='schema'):
     "The version that the file's tables are at; 0 for none, or the older package's"
-    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0
+    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0     # to try would be logged, on stderr with fastlite
     rows = conn.execute('select value from tenant_meta where key=?', (key,)).fetchall()
     return int(rows[0][0]) if rows else 0
 
@@ -83,7 +83,9 @@ class _Conn:
     def __init__(self, path, conn=None, create=False):
         self.path,self.lock,self.deadline,self.waiting = path,threading.RLock(),0.,False
         self.conn = conn or connect(path, create)
-        if not conn: self.conn.set_busy_handler(self._again)
+        if conn: return
+        self.conn.set_busy_handler(self._again)
+        self.conn.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
 
     def _again(self, n):
         "Called by SQLite after the `n`th time it found the file locked"
@@ -192,7 +194,7 @@ def _prepare(self:SqliteFile, c):
 
 def _settings(c):
     "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory"
-    for o in ('journal_mode=wal', 'synchronous=full', 'temp_store=memory'): c.execute('pragma '+o).fetchall()
+    c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall()
 
 def _rollback(c):
     if c.in_transaction: c.execute('rollback')
