@@ -152,13 +152,14 @@ def do_jobs(self:Board,
         if do=='retry' and done:
             if lane.store.freed: lane._freed(0)
             m._ring(lane)
+            emit('jobs.retried', store=lane.name, tenant=lane.tenant, count=len(done))
     return len(done)
 
 class Round(NamedTuple):
     "How far it has come"
     done: int # To how many jobs it was done
     skipped: int # How many were in no state for it any more
-    next: int # Go on before this place; None where it is over
+    next: int # Go on from this place; None where it is over
 
 @patch
 def do_some(self:Board,
@@ -172,7 +173,7 @@ def do_some(self:Board,
     "Do it to the next of the jobs. Raises `StoreError`"
     f,done,seen,passes = narrow(f, do),0,0,0
     while f.statuses:
-        with self.reading(id) as file: p = page(file, f, before, BATCH, hide=self.hide.text if f.text else str)
+        with self.reading(id) as file: p = page(file, f, before, BATCH, hide=self.hide.text if f.text else str, up=do=='retry')
         ids = [o['id'] for o in p.rows]
         if ids: done += self.do_jobs(id, do, ids)
         seen,before,passes = seen+len(ids),p.next,passes+1

@@ -356,3 +356,16 @@ def test_nothing_is_done_without_a_line(m, monkeypatch):
     monkeypatch.setattr(Board, '_put_line', lambda *a: (_ for _ in ()).throw(StoreError('the disk is full')))
     w.post('/job', 503, id=id, do='delete')
     assert m.get_job(id).status=='failed'
+
+def test_bulk_retries_parents_before_children(m, monkeypatch):
+    monkeypatch.setattr('fh_saas.board.BATCH', 1)
+    first,_ = m.options(max_retries=1).submit('a', boom, name='x')
+    kid,_ = m.options(after=[first]).submit('b', work, name='x')
+    grandkid,_ = m.options(after=[kid]).submit('c', work, name='x')
+    m._execute_with_retry(first)
+    assert {o.status for o in m.list_jobs()}=={'failed'}
+    w = Web(m)
+    w.post('/bulk', do='retry', sure='1', type='c')
+    assert {o.status for o in m.list_jobs()}=={'failed'}, 'a child alone would only fail again'
+    w.post('/bulk', do='retry', sure='1')
+    assert [(m.get_job(o).status, m.get_job(o).ready) for o in (first, kid, grandkid)]==[('pending',1), ('pending',4), ('pending',4)]

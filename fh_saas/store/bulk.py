@@ -8,19 +8,19 @@ __all__ = ['retry_many', 'delete_many']
 # %% ../../nbs/store/10_bulk.ipynb #fd69c457
 import msgspec
 from .retention import prepare
-from .sqlite import _AGAIN_ONE
+from .sqlite import _AGAIN_ONE, _STUCK
 
 # %% ../../nbs/store/10_bulk.ipynb #8cfb542a
 def _json(o): return msgspec.json.encode(list(o)).decode()
 
 def retry_many(
     store, # A `SqliteStore`
-    ids:list, # Job ids, at most a few hundred
+    ids:list, # Job ids, at most a few hundred, the oldest first
     now:str, # The time
-)->list: # Ids of those that are pending again; others run, have a task that is gone or a unique key that another job has
+)->list: # Ids of those that are pending again; others run, have no task, a parent that failed or a unique key that another job has
     "Make failed and cancelled jobs due, in one commit"
     with store.writing():
-        done = [i for i in ids if store._count(_AGAIN_ONE, (now, i))]
+        done = [i for i in ids if not store._do(_STUCK, (i,)) and store._count(_AGAIN_ONE, (now, i))]
         if done and (folks := store.link_again(done)): store.over(folks, now)
     return done
 

@@ -34,18 +34,18 @@ class Page(NamedTuple):
 
 _EACH = '''with recursive {types}, s(v) as (select value from json_each(?2))
     select x.value from t, s, json_each((select json_group_array(rowid) from (select rowid from tenant_jobs indexed by tj_history
-        where job_type=t.j and status=s.v and rowid<?3 and rowid>=?4 order by rowid desc limit ?5))) x order by 1 desc limit ?5'''
+        where job_type=t.j and status=s.v and rowid<?3 and rowid>=?4 order by rowid {way} limit ?5))) x order by 1 {way} limit ?5'''
 _ALL_TYPES = '''u(j) as (select min(job_type) from tenant_jobs union all select (select min(job_type) from tenant_jobs where job_type>u.j) from u where u.j is not null),
     t(j) as (select j from u where j is not null)'''
-_OF_ONE,_OF_ALL = _EACH.format(types='t(j) as (select ?1)'),_EACH.format(types=_ALL_TYPES)
+_PLACES = {(one,up):_EACH.format(types='t(j) as (select ?1)' if one else _ALL_TYPES, way='asc' if up else 'desc') for one in (True,False) for up in (True,False)}
 
 def _json(o): return msgspec.json.encode(o).decode()
 
-def _places(file, f, before, low, n):
+def _places(file, f, before, low, n, up=False):
     "Places in the table of the next `n` rows of the type and the statuses"
     if f.job_type is None and set(f.statuses)==set(STATUSES):
-        rows = file.read('select rowid from tenant_jobs where rowid<? and rowid>=? order by rowid desc limit ?', (before, low, n))
-    else: rows = file.read(_OF_ALL if f.job_type is None else _OF_ONE, (f.job_type, _json(f.statuses), before, low, n))
+        rows = file.read(f'select rowid from tenant_jobs where rowid<? and rowid>=? order by rowid {"asc" if up else "desc"} limit ?', (before, low, n))
+    else: rows = file.read(_PLACES[f.job_type is not None, up], (f.job_type, _json(f.statuses), before, low, n))
     return [o for o, in rows]
 
 # %% ../../nbs/store/10_overview.ipynb #06484f27
@@ -86,25 +86,28 @@ def _row(o, hide):
 def page(
     file, # A `SqliteFile`
     f:JobFilter=JobFilter(), # Which jobs
-    before:int=None, # Where an earlier page ended; None for the newest
+    before:int=None, # Where an earlier page ended; None for the first
     limit:int=50, # At most so many
     scan:int=SCAN, # Look at so many rows at most
     hide:Callable=str, # Given an error, gives what may be shown of it
+    up:bool=False, # Whether the oldest come first
 )->Page:
     "Jobs, newest first, with what a list shows of them: `rowid`, the last part of `error_log` as `error`, and columns"
     low,high = _bounds(file, f)
-    at,rows,seen = min(high, _TOP if before is None else before),[],0
+    rows,seen = [],0
+    def on(at): return (max(low, at+1),high) if up else (low,min(high, at))
+    if before is not None: low,high = on(before)
     plain = not (f.text or f.since or f.until)
     while seen<scan:
         n = min(limit+1-len(rows) if plain else CHUNK, scan-seen)
-        places = _places(file, f, at, low, n)
+        places = _places(file, f, high, low, n, up)
         seen += len(places)
         for o in file.read(_PICK, (_json(places), f.text, f.since, f.until, limit+1-len(rows))):
             if f.text is None or f.text in hide(o[-1]): rows.append(_row(o[:-1], hide))
         if len(rows)>limit: return Page(rows[:limit], rows[limit-1]['rowid'], False)
         if len(places)<n: return Page(rows, None, False)
-        at = places[-1]
-    return Page(rows, at, True)
+        low,high = on(places[-1])
+    return Page(rows, places[-1], True)
 
 # %% ../../nbs/store/10_overview.ipynb #77c7f8d9
 MOST = 10_000
