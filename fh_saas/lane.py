@@ -410,7 +410,9 @@ def halt(self:Lane,
 ):
     "Tell the attempt to end; one that has not begun goes back instead of beginning"
     if not a.stop: a.stop = why
-    if self.server and a.began: self.server.halt(a)
+    if not a.began: return
+    if self.server: self.server.halt(a)
+    elif hasattr(a.handle, 'kill'): a.handle.kill()
 
 @patch
 def _obey(self:Lane):
