@@ -26,6 +26,7 @@ class Limits:
         self.store,self.known,self.clock = store,known,clock
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
         self.due = self.named = True          # whether anything is due, and whether in a named queue
+        self.put_off = {}                     # claims that the turn under way put into a line, by line
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
     def __repr__(self): return f'Limits({self.store.path!r}, controls={sorted(self.ctl)})'
@@ -108,6 +109,7 @@ def admit(self:Limits,
     self.used = True
     out,held = _part(claims, room) if any([room[k]<mine[k] for k in room]) else (claims,{})
     for k,os in held.items(): hold(c, os, k)
+    if held: self.put_off = held
     self._note(c, out, rates, held)
     return out
 
