@@ -8,7 +8,7 @@ __all__ = ['PORT', 'demo', 'worker', 'dashboard', 'bench', 'main', 'load', 'mana
 # %% ../nbs/36_cli.ipynb #2eacc3e1
 import click, inspect, os, signal, subprocess, sys, time
 from .cli_frame import COUNT, SECONDS, Wrong, command, find, inspecting, load, main, managers, refusing
-from . import cli_jobs, cli_tenants
+from . import cli_doctor, cli_jobs, cli_tenants
 from importlib.util import find_spec
 from pathlib import Path
 

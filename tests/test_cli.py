@@ -299,3 +299,19 @@ def test_bench_where_there_is_none(tmp_path):
     "The package alone has no bench"
     shutil.copytree(Path(cli_frame.__file__).parent, tmp_path/'fh_saas', ignore=shutil.ignore_patterns('__pycache__'))
     refused(run('bench', cwd=tmp_path, env={**os.environ, 'PYTHONPATH':str(tmp_path)}), 'checkout')
+
+def test_doctor(sent):
+    "It names what is wrong and what to change, and changes nothing"
+    def doctor(): return run('doctor', 'app:manager', '--json', cwd=sent.dir)
+    def find(r): return {o['check']:o for o in json.loads(r.stdout)['findings']}
+    r = doctor()
+    assert r.returncode==1 and find(r)['workers']['state']=='problem' and 'fh_saas worker' in find(r)['workers']['change'], r.stderr
+    w = sent.worker('app:manager')
+    until(lambda: 'Ann' in sent.said())
+    fs = find(r := doctor())
+    bad = {k for k,o in fs.items() if o['state']=='problem'}
+    assert (r.returncode, json.loads(r.stdout)['ok'])==(int(bool(bad)), not bad) and not bad & {'workers', 'databases', 'permissions', 'wal mode', 'clock', 'python', 'sqlite'}
+    assert fs['retention']['state']=='advice' and end(w)==0
+    os.chmod(sent.dir/'a.db', 0o666)
+    assert 'by everybody' in find(doctor())['permissions']['found']
+    refused(run('doctor', 'nothing.db', cwd=sent.dir), 'neither', 2)
