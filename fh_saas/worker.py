@@ -465,9 +465,10 @@ def _expire(self:Worker, now):
     while self.deadlines and self.deadlines[0][0]<=now:
         with self._lock: *_,a = heapq.heappop(self.deadlines)
         if a not in self.at_work: continue
-        if hasattr(a.handle, 'kill'): a.lane.halt(a, 'timeout'); continue
+        if a.task.process: a.lane.halt(a, 'timeout'); continue
         if not _mine(a): continue
         a.stop,a.late = a.stop or 'timeout',True
+        if a.handle: a.handle.kill()
         self.at_work.discard(a)
         self.stuck.add(a)
         self.ready.done(a)
@@ -608,7 +609,7 @@ def leave(self:Worker,
     soon = min(1., grace_s)
     for a in busy():
         if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
-    _until(lambda: not any(a.handle for a in busy()), soon or .2)      # a process that was killed is gone in no time
+    _until(lambda: not any(a.handle and (a.task.process or a.task.is_async) for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
     for o in lanes:
         with o.turning:
