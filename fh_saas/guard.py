@@ -82,7 +82,12 @@ class Guard:
             await send(msg)
         return _send
 
-    def cookie(self, req, name, value, **kw):
+    def cookie(self,
+        req, # The request
+        name, # Of the cookie
+        value, # What it holds
+        **kw # What else is to be said of it
+    )->str:
         "A Set-Cookie that holds below where the app is mounted, and that no script reads"
         c = SimpleCookie({name:value})
         c[name].update(dict(path=req.scope.get('root_path') or '/', httponly=True, samesite='Lax', **(dict(secure=True) if req.url.scheme=='https' else {}), **kw))

@@ -190,7 +190,9 @@ SAID = 'fh_saas_dash_said'
 _NAV = dict(Overview='/', Tenants='/tenants', Jobs='/jobs', Failures='/failures', Schedules='/schedules', Queues='/queues', Actions='/actions')
 
 @patch
-def head(self:View, title):
+def head(self:View,
+    title:str, # Of the page
+):
     "What stands in the head of each page"
     return Head(Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'), Meta(name='color-scheme', content='light dark'),
         Title(f'{title} · jobs'), Link(rel='icon', href=self.url('/assets/demo.svg')), Link(rel='stylesheet', href=self.url('/assets/dashboard.css')),

@@ -242,7 +242,7 @@ def test_paging_shows_each_job_once(m):
 
 def test_text_goes_on_by_clicks(m, monkeypatch):
     "A rare text is looked for in bounded pieces"
-    monkeypatch.setattr('fh_saas.store.overview.page.__defaults__', (JobFilter(), None, 50, 100, str))
+    monkeypatch.setattr('fh_saas.store.overview.page.__defaults__', (JobFilter(), None, 50, 100, str, False))
     first, = run(m, boom, name='needle')
     m.submit_many('a', work, [dict(x=i) for i in range(250)])
     w,path,n = Web(m),'/jobs?text=needle',0
