@@ -26,6 +26,7 @@ class Limits:
         self.store,self.known,self.clock = store,known,clock
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
         self.due = self.named = True          # whether anything is due, and whether in a named queue
+        self.put_off = {}                     # claims that the turn under way put into a line, by line
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
     def __repr__(self): return f'Limits({self.store.path!r}, controls={sorted(self.ctl)})'
@@ -41,6 +42,15 @@ def is_shut(self:Limits,
     return shut
 
 @patch
+def serves(self:Limits,
+    queue:str, # A queue; None for the default one
+    names:set=None, # Those that this process serves; None for all
+)->bool:
+    "Whether its jobs may run here"
+    name = queue or 'default'
+    return f'pause:q:{name}' not in self.ctl and (names is None or name in names)
+
+@patch
 def queues(self:Limits,
     limit:int, # At most so many from each
     width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one
@@ -51,7 +61,7 @@ def queues(self:Limits,
     out = []
     for q in self.store.due_queues():
         name = q or 'default'
-        if f'pause:q:{name}' in self.ctl or serves is not None and name not in serves: continue
+        if not self.serves(q, serves): continue
         n = limit if width is None or (w := width(name)) is None else min(limit, w)
         if n>0: out.append((q, n))
     return tuple(out)
@@ -99,6 +109,7 @@ def admit(self:Limits,
     self.used = True
     out,held = _part(claims, room) if any([room[k]<mine[k] for k in room]) else (claims,{})
     for k,os in held.items(): hold(c, os, k)
+    if held: self.put_off = held
     self._note(c, out, rates, held)
     return out
 

@@ -65,6 +65,7 @@ def key_text(
     v, # Text, an int, or a tuple of them
 )->str: # At most 200 characters
     "A key as text, the same for equal keys only. Raises `TypeError` or `ValueError`"
+    if type(v) is str and v and len(v)<=200 and v.isascii() and '\0' not in v: return v       # most are
     for o in v if isinstance(v, tuple) else (v,):
         if isinstance(o, bool) or not isinstance(o, (str, int)): raise TypeError(f'{name} must be text, an int or a tuple of these, not {v!r}')
     if isinstance(v, str):

@@ -17,12 +17,14 @@ from operator import attrgetter
 from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
+from . import events
 from . import worker as _w
 from .children import run_attempt
 from .context import JobContext, current, current_job
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
 from .lane import Attempt, generation, open_lane
+from .maintenance import look_in
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
 from .retention import Sweep, check_batch, keep_rules, keeps_of
@@ -291,8 +293,7 @@ _ready = attrgetter('ready')
 def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if lane.store.freed: lane._freed(0)       # a parent was over already
-    if listening():
-        for o in jobs: emit('job.submitted', store=lane.name, job_id=o.id, job_type=o.job_type)
+    if listening(): events.submitted(lane, jobs)
     due = DUE in map(_ready, jobs)
     if self.worker or lane.server:
         w = self._serve(lane) if self.worker else lane.server
@@ -439,6 +440,7 @@ def _execute_with_retry(self:BackgroundTaskManager,
         t = lane.known.of(task_func, lane.owner)[0] if task_func else lane.known.resolve(c.task, c.id)
         if t is None:
             with lane.store.writing(): lane.store.park([c])
+            if listening(): events.returned(lane, 'job.parked', [c])
             return
         lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
         self._attempt(lane, a)
@@ -657,6 +659,7 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
     with self._using() as lane:
         if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
         lane.due_at,lane.writes_only,lane.driven = None,False,True
+        look_in(lane)
         try:
             while True:
                 with lane.turning:
@@ -749,6 +752,7 @@ def cancel(self:BackgroundTaskManager,
             gone,running = _cancel(c, [job_id] if _is_text(job_id) else [], lane.now(), str(reason))
             if gone: lane.store.over(gone, lane.now())
         if not (gone or running): raise ValueError(f'job {job_id} is {self.get_job(job_id).status}; only what waits or runs can be cancelled')
+        if listening(): self._told(lane, gone, running)
         for i in gone:
             lane.known.held.pop(i, None)
             for f in lane.waiting.pop(i, ()): f()
@@ -757,6 +761,13 @@ def cancel(self:BackgroundTaskManager,
         if running: self._obeyed(lane)
         self._ring(lane)
     return bool(gone)
+
+@patch
+def _told(self:BackgroundTaskManager, lane, gone, running):
+    for i in (*gone, *running):
+        t = (lane.store.get(i) or {}).get('job_type')
+        if i in gone: events.over(lane, 'cancelled', [(i, t)])
+        else: emit('job.cancel_asked', store=lane.name, tenant=lane.tenant, job_id=i, job_type=t)
 
 @patch
 def _obeyed(self:BackgroundTaskManager, lane):
@@ -773,10 +784,17 @@ def retry(self:BackgroundTaskManager,
         why = lane.store.retry(lane.now(), job_id) if _is_text(job_id) else 'missing'
         if why is None:
             self._ring(lane)
-            return self.get_job(job_id)
+            job = self.get_job(job_id)
+            if listening(): emit('job.retried', store=lane.name, tenant=lane.tenant, job_id=job_id, job_type=job.job_type)
+            return job
     job = self.get_job(job_id)
-    raise ValueError(f'job {job_id} cannot be retried: '+('another job has its unique key' if why=='unique' else
+    raise ValueError(f'job {job_id} cannot be retried: '+(self._failed_parent(job) if why=='parent' else 'another job has its unique key' if why=='unique' else
         'it has no task, see adopt()' if job.task is None else f'it is {job.status}'))
+
+@patch
+def _failed_parent(self:BackgroundTaskManager, job):
+    with self._using() as lane: p = next((o for o in lane.store.parents(job.id) if o['status'] in ('failed','cancelled')), None)
+    return f'its parent {p["id"]} {"failed" if p["status"]=="failed" else "was cancelled"}; retry that first' if p else 'a parent of it had failed, and is no longer as it was'
 
 @patch
 def retry_failed(self:BackgroundTaskManager,
@@ -788,7 +806,7 @@ def retry_failed(self:BackgroundTaskManager,
     at = None if since is None else to_iso(instant('since', since))
     with self._using() as lane:
         n = lane.store.retry_failed(lane.now(), None if job_type is None else _job_type(job_type), error_contains, at)
-        if n: self._ring(lane)
+        if n: self._ring(lane); emit('jobs.retried', store=lane.name, tenant=lane.tenant, count=n)
     return n
 
 # %% ../nbs/20_utils_bgtsk.ipynb #9e76921f

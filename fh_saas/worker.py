@@ -14,7 +14,7 @@ from .async_pool import AsyncPool
 from .children import children, run_attempt
 from .executor import Outcome, call
 from .lane import Lane
-from .maintenance import heartbeat, mend, release_lost, rescue
+from .maintenance import heartbeat, look_in, mend, release_lost
 from .presence import Presence
 from .retention import Pruner
 from .shares import Line, Ready
@@ -211,7 +211,7 @@ def _begin(self:Worker, lane):
     """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
     would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
     try:
-        if self._look_in(lane): lane.news = True
+        if look_in(lane): lane.news = True
     except Exception as e: lane._sick(e)
     for i in range(2):
         more = True
@@ -420,7 +420,7 @@ def _look(self:Worker, now):
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
 
-# %% ../nbs/15_worker.ipynb #47c3f73d
+# %% ../nbs/15_worker.ipynb #6ac8cf38
 @patch
 def grant(self:Worker,
     lane:Lane, # Makes a turn
@@ -531,20 +531,9 @@ def _restless(self:Worker, lane):
     return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
 
 @patch
-def _look_in(self:Worker, lane):
-    "Take back what the dead have left, let go what nothing holds, and see whether anyone waits for a task that is known here; whether anything is due"
-    o = lane.store.glance()
-    n = rescue(lane) if o.owners else 0
-    if lane.hand: lane._obey()
-    if o.held: n += lane.limits.reconsider()
-    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())] if o.parked else []
-    lane._look_ahead(o.next_at)                   # jobs for later that other processes submitted
-    return bool(o.due or n or lane.parked)
-
-@patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    due = self._look_in(lane)
+    due = look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
     for k in set(lane.means)-lately: lane.means.pop(k, None)     # what has not run for a while says nothing about what comes
@@ -684,7 +673,7 @@ def _after_fork():
     _worker,_worker_lock = None,threading.Lock()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
-# %% ../nbs/15_worker.ipynb #c0b748d7
+# %% ../nbs/15_worker.ipynb #0500bc56
 _ends,_masks = None,{}   # the process whose exit drains; signal masks of threads that fork
 
 def _on_sigterm():

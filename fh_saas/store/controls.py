@@ -158,8 +158,10 @@ def holders(
     jobs:list, # `NewJob`s that were inserted, or were not because their key was taken
 )->list: # For each its own id, or the id of the job that holds its key; None if there is neither
     "Whose job each of them became"
-    def one(j): return j.id if _rows(file, 'select 1 from tenant_jobs where id=?', (j.id,)) else holder(file, j.unique_key)
+    def one(j): return (_rows(file, _WHOSE, (j.id, j.unique_key)) or ((None,),))[0][0]
     return [one(j) if j.unique_key else j.id for j in jobs]
+
+_WHOSE = f'select id from tenant_jobs where id=? union all select id from (select id from tenant_jobs indexed by tj_unique where {_HOLDS}) limit 1'
 
 # %% ../../nbs/store/08_controls.ipynb #32100931
 def insert_unique(

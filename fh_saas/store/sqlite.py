@@ -32,6 +32,7 @@ _new_all = attrgetter(*_ALL)
 class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
     _few = True                                # whether the last claim found few
+    rescued = [],[]         # what the last rescue took back: `Ack`s, `Claim`s
     freed,now = (),None     # `Freed`s: what ends of jobs did to their children, for the lane to make known; the lane's clock
     def insert(self,
         jobs:list, # `NewJob`s
@@ -57,7 +58,7 @@ class SqliteStore(SqliteFile):
         self._c.execute(sql, args).fetchall()
         return self._c.changes()
 
-# %% ../../nbs/store/02_sqlite.ipynb #856fe7ac
+# %% ../../nbs/store/02_sqlite.ipynb #0fd88cd1
 @patch
 def _insert_waiting(self:SqliteStore, jobs, wait_s):
     if self.moved(): raise StoreMoved(f'{self.path} was deleted or replaced while it was open')
@@ -84,7 +85,7 @@ _CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE
     where task in (select value from json_each(?)) limit ?) {_GOT}'''
 _CLAIM_PARKED = _TAKE+'''rowid in (select rowid from tenant_jobs indexed by tj_parked where ready=2
     and task in (select value from json_each(?)) limit ?) '''+_GOT
-_CLAIM_ONE = _TAKE+"id=? and status='pending' and ready is not 4 "+_GOT
+_CLAIM_ONE = _TAKE.replace('set ', 'set held=null, ', 1)+"id=? and status='pending' and ready is not 4 "+_GOT
 
 # %% ../../nbs/store/02_sqlite.ipynb #ae94632e
 @patch
@@ -328,7 +329,7 @@ def due(self:SqliteStore)->bool:
     "Whether anything is due, as far as it has been promoted"
     return bool(self.read('select 1 from tenant_jobs indexed by tj_due where ready=1 limit 1'))
 
-# %% ../../nbs/store/02_sqlite.ipynb #23b746fb
+# %% ../../nbs/store/02_sqlite.ipynb #1b7cfd30
 class Glance(NamedTuple):
     "What there is in a database, at one look"
     owners: bool # Whether anybody holds, or held, claims
@@ -389,9 +390,10 @@ def rescue(self:SqliteStore,
     if lease_until and not self._count('delete from tenant_workers where id=? and lease_until=?', (owner, lease_until)): return 0
     rows = self._do(_RUNNING, (owner,))
     begun = [o for o in rows if executed is None or (o[1].encode()[:40],o[2]) in executed]
-    self.ack([crashed(Claim(*o[:-1]), o[-1], now, why) for o in begun])
+    self.rescued = acks,back = [crashed(Claim(*o[:-1]), o[-1], now, why) for o in begun],[Claim(*o[:-1]) for o in rows if o not in begun]
+    self.ack(acks)
     if begun: self.meter(now[:10], len(begun), 0., 0)
-    self.release([Claim(*o[:-1]) for o in rows if o not in begun])
+    self.release(back)
     return len(rows)
 
 # %% ../../nbs/store/02_sqlite.ipynb #e7c1bc40
@@ -411,7 +413,7 @@ def crashed(
 
 def _later(now, s): return to_iso(from_iso(now)+s)
 
-# %% ../../nbs/store/02_sqlite.ipynb #9a467a0b
+# %% ../../nbs/store/02_sqlite.ipynb #327eb4c8
 @patch
 def over(self:SqliteStore,
     ids:list, # Jobs that may be over
@@ -438,7 +440,7 @@ def mend(self:SqliteStore,
         with self.writing(wait_s): self.over(late)
     return len(late)
 
-# %% ../../nbs/store/02_sqlite.ipynb #2aaa0967
+# %% ../../nbs/store/02_sqlite.ipynb #f113cd46
 _KIDS = '''select c.* from tenant_jobs p cross join tenant_jobs c on c.rowid>p.rowid
     where p.id=?1 and c.parents is not null and instr(c.parents,?2) order by c.rowid limit ?3'''
 _FOLKS = '''select p.* from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value where c.id=? order by v.key'''
@@ -551,6 +553,9 @@ _AGAIN = _TYPES+_ANEW+f"""rowid in (select rowid from types cross join tenant_jo
         where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
 _AGAIN_ONE = _ANEW+f"id=?2 and status in ('failed','cancelled') and task is not null and {_FREE}"
 _NOW = "update tenant_jobs set ready=1, run_at=?1 where id=?2 and status='pending' and ready<=0"
+_FELL = "select count(*) from json_each(?) v join tenant_jobs j on j.id=v.value where j.status in ('failed','cancelled')"      # with a parent that was not tried again
+_STUCK = """select 1 from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value
+    where c.id=? and c.status in ('failed','cancelled') and c.on_failed<>'run' and p.status in ('failed','cancelled') limit 1"""
 
 @patch
 def retry_failed(self:SqliteStore,
@@ -560,22 +565,23 @@ def retry_failed(self:SqliteStore,
     since:str=None, # Only jobs that failed then or later; None for all
 )->int: # How many are pending again
     "Make failed jobs due, as if they had never been tried"
-    n,folks = 0,[]
+    n,folks,kids = 0,[],[]
     while True:
         with self.writing():
             rows = self._do(_AGAIN+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
-            if kids := [o for o, in rows if o]: folks += self.link_again(kids)
+            if new := [o for o, in rows if o]: kids += new; folks += self.link_again(new)
             if len(rows)<200 and folks: self.over(folks, now)
-        n += len(rows)
-        if len(rows)<200: return n
+            n += len(rows)
+            if len(rows)<200: return n-(self._do(_FELL, (_json(kids),))[0][0] if kids else 0)
 
 @patch
 def retry(self:SqliteStore,
     now:str, # The time
     id:str, # Job id
-)->str: # None if it is due now; else why not: `missing`, its status, or `unique` if another job has its unique key
+)->str: # None if it is due now; else why not: `missing`, its status, `unique` if another job has its unique key, `parent` if it would fail with one
     "Make one job due: with all its attempts if it had failed or was cancelled, ahead of its time if it waits"
     with self.writing():
+        if self._do(_STUCK, (id,)): return 'parent'
         if self._count(_AGAIN_ONE, (now, id)): self.over(self.link_again([id]), now); return None
         if self._count(_NOW, (now, id)): return None
         rows = self._do("select status,task,ready from tenant_jobs where id=?", (id,))

@@ -73,10 +73,8 @@ def is_behind(
 
 def _version(conn, key='schema'):
     "The version that the file's tables are at; 0 for none, or the older package's"
-    try: rows = conn.execute('select value from tenant_meta where key=?', (key,)).fetchall()
-    except apsw.SQLError as e:
-        if 'no such table' in str(e): return 0
-        raise
+    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0     # to try would be logged, on stderr with fastlite
+    rows = conn.execute('select value from tenant_meta where key=?', (key,)).fetchall()
     return int(rows[0][0]) if rows else 0
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #6c1c1208
