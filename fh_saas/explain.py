@@ -31,7 +31,7 @@ def _held(lane, row):
     if t is None: return f'it was held back by a limit of its task {row["task"]!r}, which nobody here knows'
     if kind=='r' and t.rate:
         n,s = t.rate
-        return f'its task may start {n} in {s:g} s{under}; the next may at {_at(lane, next_start(lane.store, k, n, s))}'
+        return f'its task may start {n} in {s:g} s{under}; the next may at {_at(lane, next_start(lane.store, k, n, s, lane.clock()))}'
     ids = _running(lane, 'tj_limit where limit_key=?', k)
     return f'limit {len(ids)} of {t.limit}{under} is used by {_some(ids)}' if t.limit and ids else _soon(lane)
 

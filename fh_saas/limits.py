@@ -117,7 +117,7 @@ def admit(self:Limits,
 def _note(self:Limits, c, out, rates, held):
     for k,(n,period) in rates.items():
         note_starts(c, k, [o.id for o in out if o.limit_key==k], period, self.clock())
-        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period)
+        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period, self.clock())
 
 # %% ../nbs/10_limits.ipynb #c63ec9a3
 @patch
@@ -157,7 +157,7 @@ def _room_now(self, line, task):
         return 0 if f'pause:t:{k}' in self.ctl else int(lim)-count_type(self.store, k) if lim else 1000
     if t is None: return 1                         # a claim will find that nobody knows it
     if kind=='l': return t.limit-counts(self.store, [k]).get(k, 0) if t.limit else 1000
-    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate)
+    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate, self.clock())
     return room_of_rate(self.store, k, *t.rate, self.clock()) if t.rate else 1000
 
 @patch
