@@ -287,8 +287,11 @@ def _spell(self:Worker, lane):
             t,began = time.monotonic(),t
             at = lane.end(a, out, t-began, keep=True)
             if t>end or not lane.small or self.todo and not self.idle: break
-            if self.todo or self._turners: t = self._give_way(t)
-            elif t>rest: rest = t+REST_S; select.select((), (), (), 0)     # let other threads have the interpreter for a moment
+            others = self.todo or self._turners
+            if not others and t<=rest: continue
+            if lane.here: lane.here.unmark(slot, keep=True)
+            if others: t = self._give_way(t)
+            else: rest = t+REST_S; select.select((), (), (), 0)     # let other threads have the interpreter for a moment
     finally:
         if a and lane.here: lane.here.unmark(slot)
         del self.spells[me]
@@ -316,7 +319,7 @@ def _own_room(self:Worker, lane):
     wide = self.async_jobs-len(self.pool)
     if slow is not None and slow<SHORT_S: wide = most_at_once-len(self.pool.waiting) if len(self.pool.running)<self.async_jobs else 0
     names = {True:[], False:[]}
-    for n in list(lane.means): names[bool((t := lane.known.resolve(n, '')) and t.is_async)].append(n)
+    for n in list(lane.means): names[lane.kinds.get(n, False)].append(n)
     if sync>0 and (wide>0 or not names[True] and not len(self.pool)): return min(most, most_at_once, max(sync, wide if names[True] and not names[False] else 0)),None
     only = names[False] if sync>0 else names[True] if wide>0 else []
     return (min(most, most_at_once, sync if sync>0 else wide),msgspec.json.encode(only).decode()) if only else (0,None)
@@ -325,12 +328,13 @@ def _own_room(self:Worker, lane):
 @patch
 def _spread(self:Worker, lane, got, runner):
     "Give claimed attempts to those who run them"
-    mine,theirs = [],[]
-    for a in got: (theirs if a.task.is_async else mine).append(a)
-    nsync = 0
-    for a in mine:
-        if runner and not (a.claim.timeout_s or a.task.process) and self._short(lane, a.task.name): lane.small.append(a)
-        else: self.ready.offer(lane, a); nsync += 1
+    short = {t for t in {a.task for a in got} if runner and not (t.is_async or t.process) and self._short(lane, t.name)}
+    small = [a for a in got if a.task in short and not a.claim.timeout_s]
+    lane.small.extend(small)
+    nsync,theirs = 0,[]
+    for a in got if len(small)<len(got) else ():
+        if a.task.is_async: theirs.append(a)
+        elif a.task not in short or a.claim.timeout_s: self.ready.offer(lane, a); nsync += 1
     for _ in range(min(nsync, self.idle)): self._tickets.put(None)
     if nsync>self.idle: self._watch()
     if theirs: self.pool.add(theirs)
