@@ -51,6 +51,14 @@ def serves(self:Limits,
     return f'pause:q:{name}' not in self.ctl and (names is None or name in names)
 
 @patch
+def is_paused(self:Limits,
+    queue:str, # Name of a queue; None for the default one
+    job_type:str, # Category
+)->bool:
+    "Whether a job like that is kept from running by a pause, as of the last claim"
+    return bool(self.ctl) and (f'pause:q:{queue or "default"}' in self.ctl or f'pause:t:{job_type}' in self.ctl)
+
+@patch
 def queues(self:Limits,
     limit:int, # At most so many from each
     width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one
@@ -117,7 +125,7 @@ def admit(self:Limits,
 def _note(self:Limits, c, out, rates, held):
     for k,(n,period) in rates.items():
         note_starts(c, k, [o.id for o in out if o.limit_key==k], period, self.clock())
-        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period)
+        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period, self.clock())
 
 # %% ../nbs/10_limits.ipynb #c63ec9a3
 @patch
@@ -157,7 +165,7 @@ def _room_now(self, line, task):
         return 0 if f'pause:t:{k}' in self.ctl else int(lim)-count_type(self.store, k) if lim else 1000
     if t is None: return 1                         # a claim will find that nobody knows it
     if kind=='l': return t.limit-counts(self.store, [k]).get(k, 0) if t.limit else 1000
-    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate)
+    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate, self.clock())
     return room_of_rate(self.store, k, *t.rate, self.clock()) if t.rate else 1000
 
 @patch
