@@ -87,7 +87,7 @@ def test_held_parked_released(m, t, clock, heard):
     assert heard.names(id)==['job.submitted', 'job.held'] and heard.of('job.held')[0]['line']=='t:mail'
     m.resume(job_type='mail'); m.run_due()
     assert heard.names(id)[-2:]==['job.started', 'job.completed']
-    run_py(t, "mgr(worker=False).submit('x', quick, folder=folder)")
+    run_py(t, "mgr(worker=False).submit('x', lambda: 1)")
     clock.t = time.time()+1
     m.run_due()
     assert len(heard.of('job.parked'))==1
