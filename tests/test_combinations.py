@@ -144,6 +144,19 @@ def test_explain_names_all_that_holds(m, clock):
     m.run_due()
     assert ran==['kid']
 
+def test_explain_beside_processes_that_run_nothing(t):
+    "A web process with worker=False lives: still no worker. One runs, and stops: there was one"
+    m = t.look()
+    with process(t, "m = mgr(worker=False); out('up'); sys.stdin.readline()") as p:
+        said(p, 'up')
+        id,_ = m.submit('a', note)
+        assert m.explain(id).startswith('no worker runs')
+        with process(t, "m = mgr(tasks=[]); out('up'); m.run()") as q:
+            said(q, 'up')
+            until(lambda: 'knows its task' in m.explain(id))
+            end(q, 15)
+        assert m.explain(id).startswith('no worker runs')
+
 def test_a_background_task_does_not_wait_for_what_is_paused(t):
     m = t.mgr(wait_s=None)
     m.pause(job_type='a'); m.pause(queue='q')
