@@ -133,7 +133,7 @@ def turn(self:Lane,
     if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
-    if news and self.hand: self._obey()
+    if news and len(self.hand)>len(out): self._obey()
     if listening():
         for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
     return out
@@ -207,7 +207,7 @@ def _claim(self:Lane, handed, limit, only):
         if self.limits.rates: self.limits.let_rates(s._c)
     if limit<=0 or self.closing or self.writes_only or self.limits.is_shut(s._c): return []
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
-    claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit))
+    claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit)) if self.limits.due else []
     if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
     if len(got := self.limits.admit(s._c, claims))<len(claims): self.dirty = True      # behind what is held there may be more
     return got
@@ -353,7 +353,7 @@ def end(self:Lane,
     self.acks.append(a)
     return a.ended
 
-# %% ../nbs/11_lane.ipynb #d0980641
+# %% ../nbs/11_lane.ipynb #6473f71f
 @patch
 def finish(self:Lane,
     a:Attempt, # Begun, with a `JobContext`

@@ -419,7 +419,7 @@ def _look(self:Worker, now):
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
 
-# %% ../nbs/15_worker.ipynb #47c3f73d
+# %% ../nbs/15_worker.ipynb #6ac8cf38
 @patch
 def grant(self:Worker,
     lane:Lane, # Makes a turn
@@ -676,11 +676,23 @@ def _at_exit():
     if _worker: _worker.stop(_worker.grace_s)
 atexit.register(_at_exit)
 
-def _on_sigterm():
-    if threading.current_thread() is not threading.main_thread(): return
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL: signal.signal(signal.SIGTERM, lambda *_: sys.exit(128+signal.SIGTERM))
-
 def _after_fork():
     global _worker, _worker_lock
     _worker,_worker_lock = None,threading.Lock()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
+
+# %% ../nbs/15_worker.ipynb #0500bc56
+_ends,_masks = None,{}   # the process whose exit drains; signal masks of threads that fork
+
+def _on_sigterm():
+    global _ends
+    if threading.current_thread() is not threading.main_thread(): return
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _leave): _ends = os.getpid(); signal.signal(signal.SIGTERM, _leave)
+
+def _leave(sig, frame):
+    if os.getpid()!=_ends: signal.signal(sig, signal.SIG_DFL); os.kill(os.getpid(), sig)
+    sys.exit(128+sig)
+
+def _hold(): _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+def _let(): signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(threading.get_ident()))
+if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_let)

@@ -771,3 +771,55 @@ def test_many_unique_children(t):
     id,_ = c.m.submit('parent', f)
     c.run()
     assert c.m.get_job(id).result=='1500' and len(c.m.list_jobs('kid', limit=5000))==1500
+
+# --- ends from outside
+
+def late(m): return next(iter(m._lane.hand.values())).late
+
+def test_timeout_inside_the_block(t):
+    "The time is up while the block holds the lock: the commit comes first, and it stands"
+    m = with_table(t.mgr(handoff=0))
+    def f(job:JobContext):
+        with job.transaction() as db:
+            db.t.bookings.insert(n=1)
+            until(lambda: late(m))
+            job.finish('in time')
+    id,_ = m.options(timeout=.05).submit('b', f, max_retries=1)
+    j = done(m, id)
+    until(lambda: not m._lane.hand)
+    assert (j.result,bookings(m),m.get_job(id).status)==('"in time"',[1],'completed')
+
+def test_timeout_before_the_block(t):
+    "The time is up before the block begins: it does not begin, and the failure stands"
+    m,got = with_table(t.mgr(handoff=0)),[]
+    def f(job:JobContext):
+        until(lambda: job.cancelled)
+        for g in (job.transaction, lambda: job.step('s', int), job.check):
+            try: g()
+            except Cancelled as e: got.append(str(e))
+    id,_ = m.options(timeout=.05).submit('b', f, max_retries=1)
+    j = done(m, id, status='failed')
+    until(lambda: len(got)==3)
+    assert 'Timed out' in j.error_log and all('timeout' in o for o in got) and bookings(m)==[]
+
+def test_one_locked_file_holds_up_no_other(tenants):
+    "P8: twenty async jobs that wait for a locked file leave the threads to others: steps and transactions of a neighbour go on"
+    a,b = tenants('a'),tenants('b')
+    ma,mb = with_table(a.mgr(handoff=0)),with_table(b.mgr(handoff=0))
+    ready = []
+    async def stuck(i, job:JobContext):
+        ready.append(i)
+        while len(ready)<20 or not locked: await asyncio.sleep(.005)
+        if i%2: await job.astep('s', int)
+        else:
+            async with job.transaction(): pass
+    async def free(job:JobContext):
+        n = await job.astep('s', lambda: 7)
+        async with job.transaction() as db: db.t.bookings.insert(n=n); job.finish(n)
+    locked,other = [],a.db()
+    ids = ma.submit_many('s', stuck, [dict(i=i) for i in range(20)])
+    until(lambda: len(ready)==20)
+    other.conn.execute('begin immediate'); locked.append(1)
+    for i in range(5): assert done(mb, mb.submit('f', free)[0], 4).result=='7'
+    other.conn.execute('rollback')
+    for i in ids: done(ma, i)

@@ -83,7 +83,9 @@ class _Conn:
     def __init__(self, path, conn=None, create=False):
         self.path,self.lock,self.deadline,self.waiting = path,threading.RLock(),0.,False
         self.conn = conn or connect(path, create)
-        if not conn: self.conn.set_busy_handler(self._again)
+        if conn: return
+        self.conn.set_busy_handler(self._again)
+        self.conn.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
 
     def _again(self, n):
         "Called by SQLite after the `n`th time it found the file locked"
@@ -237,7 +239,7 @@ def _own(self:SqliteFile, c):
         if time.monotonic()>self._writer.deadline: raise apsw.BusyError()
         time.sleep(.001)
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #663882c0
+# %% ../../nbs/store/01_sqlite_file.ipynb #18a4f032
 @patch
 def alone(self:SqliteFile,
     sql:str, # One statement that gives no rows
@@ -430,7 +432,7 @@ def _insert(conn, sql, rows):
     for n in (16,8,4,2,1):
         while len(rows)-i>=n: conn.execute(_for_rows(sql, n), [v for o in rows[i:i+n] for v in o]); i += n
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #70377ace
+# %% ../../nbs/store/01_sqlite_file.ipynb #4d1baa26
 @patch
 def _lead(self:SqliteFile, op, end):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"
