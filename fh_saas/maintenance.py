@@ -48,6 +48,7 @@ def release_lost(
     again = [c for c in lost if (c.id,c.fence) in seen]
     if again:
         with lane.store.writing(PATIENCE_S): lane.store.release(again)
+        if lane.limits.slots: lane.limits.let_lost(again)
         log.warning('%s: %d claims that no thread held were given back', lane.name, len(again))
     return {(c.id,c.fence) for c in lost if c not in again}
 

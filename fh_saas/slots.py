@@ -45,7 +45,8 @@ class Slots:
     ):
         self.here,self.dir = here,here and f'{here.dir}/slots'
         self.shared = here is not None           # whether other processes count as well
-        self.lines,self._ids,self._warned,self._tidied,self._lock = {},{},False,time.time(),threading.Lock()
+        self.lines,self._ids,self.where = {},{},{}     # lines by key, and by what is rung for them; keys for which a database stands in line, by its name
+        self._warned,self._tidied,self._lock = False,time.time(),threading.Lock()
         _all.add(self)
     def __repr__(self): return f'Slots({self.dir!r}, {sum(len(o.held) for o in list(self.lines.values()))} held)'
 
@@ -117,8 +118,13 @@ def take(self:Slots,
         if not mine: line.offers.pop(name, None)
         if len(line.names)==(name in line.names):
             while len(got)<most and (s := self._free(line) or name and self._ask_once(line) and self._free(line, True)): got.append(s)
-        if len(got)<most and name: line.names.setdefault(name)
+        if len(got)<most and name: self._join(line, name)
         return got
+
+@patch
+def _join(self:Slots, line, name):
+    line.names.setdefault(name)
+    self.where.setdefault(name, set()).add(line.key)
 
 @patch
 def stand(self:Slots,
@@ -130,7 +136,7 @@ def stand(self:Slots,
     with self._lock:
         line = self._line(key, n)
         new = name not in line.names
-        line.names.setdefault(name)
+        self._join(line, name)
         return new
 
 # %% ../nbs/08_slots.ipynb #68ac8588
@@ -159,13 +165,18 @@ def _unask(self:Slots, line):
 
 # %% ../nbs/08_slots.ipynb #d2b1efb0
 @patch
-def _asker(self:Slots, line):
-    "The process that has asked longest since it was last heard; None if none has"
-    if not self.shared: return None
+def _asks(self:Slots, line):
+    "Pairs (when, owner) of other processes that have asked and were not heard since, the longest ago first"
+    if not self.shared: return []
     try: asks = [(o.stat().st_mtime_ns, o.name[:-5]) for o in os.scandir(line.dir) if o.name.endswith('.asks') and not o.name.startswith(self.here.owner)]
-    except OSError: return None
-    for at,o in sorted(asks):
-        if at<=line.seen.get(o, 0) or at>time.time_ns()-PATIENT_S*1e9: continue
+    except OSError: return []
+    now = time.time_ns()-PATIENT_S*1e9
+    return sorted([(at, o) for at,o in asks if line.seen.get(o, 0)<at<=now])
+
+@patch
+def _asker(self:Slots, line):
+    "The process whose turn it is; None if it is this one's"
+    for at,o in self._asks(line):
         line.seen[o] = at
         if self.here.alive(o): return o
         line.seen.pop(o)
@@ -187,6 +198,14 @@ def _pass(self:Slots, s, woken, used=True):
     line.offers.setdefault(name, []).append(s)
     s.at = time.monotonic()
     woken.append(name)
+
+@patch
+def is_alone(self:Slots,
+    slot:Slot, # What `take` gave
+    name:str, # Database
+)->bool:
+    "Whether nobody but this database waits for it, so that its next job may have it at once"
+    with self._lock: return len(slot.line.names)==(name in slot.line.names) and not self._asks(slot.line)
 
 @patch
 def _wakes(self:Slots): return self.here and self.here.wake
@@ -212,9 +231,16 @@ def _wake(self:Slots, names):
 @patch
 def offered(self:Slots,
     name:str, # Database
+    before:float, # Only what it was offered before this time, in seconds of `time.monotonic()`
 )->list: # `Slot`s, for `give` with `used=False`
     "What a database was offered and has not taken; it stays in line"
-    with self._lock: return [s for line in list(self.lines.values()) if line.offers for s in line.offers.pop(name, ())]
+    out = []
+    with self._lock:
+        for line in [self.lines[k] for k in self.where.get(name, ())]:
+            old = [s for s in line.offers.get(name, ()) if s.at<before]
+            if new := [s for s in line.offers.pop(name, ()) if s not in old]: line.offers[name] = new
+            out += old
+    return out
 
 @patch
 def leave(self:Slots,
@@ -225,13 +251,15 @@ def leave(self:Slots,
     "Have a database stand in line no longer"
     woken = []
     with self._lock:
-        for line in list(self.lines.values()) if key is None else filter(None, [self.lines.get(key)]):
-            if name in line.names and line.key not in but: self._part(line, name, woken)
+        for k in list(self.where.get(name, ())) if key is None else [key]:
+            if k in self.where.get(name, ()) and k not in but: self._part(self.lines[k], name, woken)
     self._wake(woken)
 
 @patch
 def _part(self:Slots, line, name, woken):
     line.names.pop(name, None)
+    self.where[name].discard(line.key)
+    if not self.where[name]: del self.where[name]
     for s in line.offers.pop(name, ()): self._pass(s, woken, False)
     if not line.names: self._unask(line)
 
@@ -255,6 +283,13 @@ def _offer_free(self:Slots, line, woken):
         s.hops = len(line.names)+1
         self._pass(s, woken, False)
     self._ask(line)
+
+@patch
+def look_for(self:Slots,
+    keys:list, # Values of `limit_key`
+):
+    "Look at some keys at once"
+    self.look([o.id for k in keys if (o := self.lines.get(k))])
 
 @patch
 def heard(self:Slots,
@@ -291,6 +326,7 @@ def clear(self:Slots):
                 for s in line.offers.pop(name, ()): self._unlock(s)
             line.names.clear()
             self._unask(line)
+        self.where.clear()
 
 @patch
 def free(self:Slots,
@@ -308,7 +344,7 @@ def drop(self:Slots):
         for s in line.held.values():
             if s.fd>=0: os.close(s.fd)
         line.held.clear(); line.offers.clear(); line.names.clear()
-    self.lines.clear(); self._ids.clear()
+    for o in self.lines,self._ids,self.where: o.clear()
 
 _forking = []
 def _before_fork(): _forking.append([o for o in list(_all) if o._lock.acquire(timeout=.5)])

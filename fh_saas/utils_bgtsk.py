@@ -69,7 +69,7 @@ class TenantJob:
     progress: str = None # JSON of how far it has come
     parents: str = None # JSON list of the jobs it waits for
     unique_until: str = None # Until when its unique key is taken, where that is a matter of time
-    held: str = None # What holds it back while `ready` is 3: `t:` a job type that is paused or limited, `l:` its limit_key
+    held: str = None # What holds it back while `ready` is 3: `t:` a job type that is paused or limited, `l:` its limit_key, `g:` the same over all tenants
     cancel_at: str = None # When somebody asked a running job to end
     backoff: str = None # JSON list of base, cap and jitter; None for the task's policy
     tags: str = None # JSON list of texts
@@ -441,6 +441,7 @@ def _execute_with_retry(self:BackgroundTaskManager,
             with lane.store.writing(): lane.store.park([c])
             return
         lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
+        if t.limit_all: lane.limits.by_hand(c, t)
         self._attempt(lane, a)
 
 @patch
@@ -657,6 +658,7 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
     with self._using() as lane:
         if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
         lane.due_at,lane.writes_only,lane.driven = None,False,True
+        lane.limits.reconsider(self.busy_s)           # what others have left
         try:
             while True:
                 with lane.turning:

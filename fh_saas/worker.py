@@ -106,7 +106,8 @@ def serve(self:Worker,
 def listen(self:Worker,
     here:Presence, # This process in some folder
 ):
-    "Hear the folder's doorbell"
+    "Hear the folder's doorbell, and those of this process who want a database looked into"
+    here.wake = self.look_into
     if here._sock and here not in self._heard_by:
         self._heard_by.add(here)
         try: self._sel.register(here, selectors.EVENT_READ)
@@ -388,10 +389,26 @@ def _heard(self:Worker, who):
         except OSError: pass
         return
     names = who.rung()
-    for o in list(self.lanes):
-        if o.name in names: names.discard(o.name); o.news = True; self.kick(o)
-    if names:
+    if who.slots: names = who.slots.heard(names)
+    if names := self._call(names):
         for o in self.sources: o.heard(names)
+
+@patch
+def _call(self:Worker, names):
+    "Have turns made in lanes that are open; the other names"
+    for o in list(self.lanes):
+        if o.name not in names: continue
+        o.news = True; self.kick(o)
+        if not (o.closed or o.leaving): names.discard(o.name)        # a lane that is just being closed may not see it
+    return names
+
+@patch
+def look_into(self:Worker,
+    name:str, # A database
+):
+    "Have a turn made there soon, open or not. Safe from any thread"
+    if self._call({name}):
+        for o in self.sources: o.look_into(name)
 
 @patch
 def _help(self:Worker):
@@ -502,8 +519,9 @@ def _sweeps(self:Worker):
 def _sweep(self:Worker, beat):
     heres = {id(o.here):o.here for o in (*self.lanes, *self.sources) if o.here}.values()
     dead = {id(o):o.deaths() for o in heres}
-    if beat:
-        for o in heres: o.tidy(time.time())
+    for o in heres:
+        if beat: o.tidy(time.time())
+        if o.slots: o.slots.look(); o.slots.tidy(time.time())
     for o in self.sources:
         try: o.sweep(dead.get(id(o.here), ()))
         except Exception: log.exception('%r met an error of fh_saas itself and goes on', o)
@@ -534,7 +552,7 @@ def _look_in(self:Worker, lane):
     "Take back what the dead have left, and see whether anyone waits for a task that is known here"
     rescue(lane)
     if lane.hand: lane._obey()
-    lane.limits.reconsider()
+    lane.limits.reconsider(name=lane._waits_as())
     lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
 
 @patch
@@ -555,7 +573,7 @@ def _care(self:Worker, lane, beat):
 # %% ../nbs/15_worker.ipynb #517edcf7
 @patch
 def join(self:Worker,
-    source, # Has `here`, a Presence or None, `heard(names)` and `sweep(dead)`
+    source, # Has `here`, a Presence or None, `heard(names)`, `look_into(name)` and `sweep(dead)`
 ):
     "Serve what a source opens"
     self.start()
@@ -630,7 +648,10 @@ def _until(f, s):
 @patch
 def _deafen(self:Worker, here):
     "Stop listening to a folder's doorbell if no lane of it is left"
-    if any(o.here is here for o in (*self.lanes, *self.sources)) or not here._sock: return
+    if any(o.here is here for o in (*self.lanes, *self.sources)): return
+    here.wake = None
+    if here.slots: here.slots.clear()
+    if not here._sock: return
     self._heard_by.discard(here)
     try: self._sel.unregister(here)
     except (KeyError, ValueError, AttributeError): pass
