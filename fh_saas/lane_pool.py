@@ -182,8 +182,8 @@ def _shut(self:LanePool, e, hurry=False):
     if not (self.worker.drop(lane) if self.worker else lane.close_idle()):
         if hurry and not lane.closed: lane.store.leave_log(False)
         return False
-    self.open.pop(e.id, None)
-    e.vtime,e.lane,e.sig = lane.vtime,None,_sig(e.path)
+    if e.lane is lane: self.open.pop(e.id, None); e.lane = None       # another thread may have opened it again
+    e.vtime,e.sig = lane.vtime,_sig(e.path)
     if not self._waits(lane): self.here.unnote(lane.name)
     if (lane.due_at or 0.)<float('inf'): self.wake_at(e, lane.due_at or 0.)
     if more or lane.news: self.look(e)         # it was called while it was being closed

@@ -173,8 +173,8 @@ def let_slots(self:Limits,
         mine = self.spare.setdefault(k, [])
         if (want := min(limit, n)-len(mine))>0: mine += self.slots.take(k, n, name, want)
         went = let_go(c, [(f'g:{k}', len(mine))]) if mine else 0
-        if went<len(mine): self._empty.add(k)
         if went: self.due = self.named = True
+        if mine and not any_held(c, f'g:{k}'): self._empty.add(k)
 
 @patch
 def _with_slots(self:Limits, claims, alls, held, name):
@@ -225,6 +225,13 @@ def _line_up(self:Limits, name, stays, before):
     old = self.slots.offered(name, before)
     self.slots.leave(name, but=self.globs if stays else ())
     return old
+
+@patch
+def is_in_line(self:Limits,
+    name:str, # The database, as others know it
+)->bool:
+    "Whether it stands in line for a slot, with jobs that wait or without"
+    return bool(self.slots) and name in self.slots.where
 
 @patch
 def undo(self:Limits):

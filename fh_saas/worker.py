@@ -213,6 +213,7 @@ def _begin(self:Worker, lane):
     would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
     try: self._look_in(lane)
     except Exception as e: lane._sick(e)
+    if lane.limits.is_in_line(lane.name): lane.news = True      # it may have been opened because it is its turn to have a slot
     for i in range(2):
         more = True
         if not lane.turning.acquire(blocking=False): break

@@ -349,7 +349,9 @@ def leave_log(self:SqliteFile,
     leave:bool=True, # False to take it back
 ):
     "Have `close` leave the log for a later `fold`: it then waits for no disk"
-    if not self.memory: self._writer.conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(leave))
+    if self.memory: return
+    try: self._writer.conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(leave))
+    except apsw.ConnectionClosedError: pass       # another thread was quicker
 
 def fold(
     path:str, # A file whose log was left
