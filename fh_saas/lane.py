@@ -231,7 +231,9 @@ def _leave_room(self:Lane, ended, limit):
 def _settle(self:Lane, ended):
     "A turn is committed: give its slots back"
     goes_on = bool(self.server) and not (self.closing or self.writes_only)
-    if self.limits.settle(ended, self.here and self.name, goes_on, self.turned_at): self.dirty = True
+    if self.limits.settle(ended, self.here and self.name, goes_on, self.turned_at):
+        self.dirty = True
+        if not self._waits_as(): self.news = True      # nobody else wakes it
 
 @patch
 def _queues(self:Lane, limit):

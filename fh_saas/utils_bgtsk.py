@@ -659,6 +659,7 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
         if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
         lane.due_at,lane.writes_only,lane.driven = None,False,True
         lane.limits.reconsider(self.busy_s)           # what others have left
+        lane.news = lane.news or bool(lane.limits.globs)
         try:
             while True:
                 with lane.turning:
