@@ -26,21 +26,23 @@ def _held(lane, row):
         ctl = read_controls(lane.store)
         if since := ctl.get(f'pause:t:{k}'): return f'job type {k!r} is paused since {since}'
         n,ids = ctl.get(f'limit:t:{k}'),_running(lane, 'tj_history where job_type=?', k)
-        return f'limit {len(ids)} of {n} for job type {k!r} is used by {_some(ids)}' if n and ids else 'it was held back and is about to be let go'
+        return f'limit {len(ids)} of {n} for job type {k!r} is used by {_some(ids)}' if n and ids else _soon(lane)
     t,key = lane.known.resolve(row['task'], row['id']),k.partition('\x1f')[2]
     under = f' under the key {key!r}' if key else ''
     if t is None: return f'it was held back by a limit of its task {row["task"]!r}, which nobody here knows'
     if kind=='r' and t.rate:
         n,s = t.rate
-        return f'its task may start {n} in {s:g} s{under}; the next may at {_at(lane, next_start(lane.store, k, n, s))}'
+        return f'its task may start {n} in {s:g} s{under}; the next may at {_at(lane, next_start(lane.store, k, n, s, lane.clock()))}'
     if kind=='g': return _over_all(lane, t, k, under)
     ids = _running(lane, 'tj_limit where limit_key=?', k)
-    return f'limit {len(ids)} of {t.limit}{under} is used by {_some(ids)}' if t.limit and ids else 'it was held back and is about to be let go'
+    return f'limit {len(ids)} of {t.limit}{under} is used by {_some(ids)}' if t.limit and ids else _soon(lane)
+
+def _soon(lane): return _nobody(lane) or 'it was held back and is about to be let go'
 
 def _over_all(lane, t, k, under):
     "Who has the slots is unknown: other tenants' rows are in other files"
     n = (lane.limits.slots or slots(lane.here)).used(k, t.limit_all) if t.limit_all else -1
-    if n<0 or n<t.limit_all: return 'it was held back and is about to be let go'
+    if n<0 or n<t.limit_all: return _soon(lane)
     return f'limit {n} of {t.limit_all}{under} over all {"tenants" if lane.tenant else "databases of the folder"} is used'
 
 def _at(lane, t): return to_iso(max(t, lane.clock()))
@@ -86,13 +88,11 @@ def _due(lane, row):
 
 # %% ../nbs/16_explain.ipynb #9cb08f75
 def _later(lane, row):
-    gate = lane.store.gate()
-    also = f'; besides, the tenant is {gate}' if gate else ''
-    if row['ready']==HANDED: return f'it is due when its BackgroundTask is called, or at {row["run_at"]}{also}'
+    if row['ready']==HANDED: return f'it is due when its BackgroundTask is called, or at {row["run_at"]}'
     if row['retry_count']:
         err = (row['error_log'] or '').strip().splitlines()
-        return f'it is backing off until {row["run_at"]}, after attempt {row["retry_count"]} of {row["max_retries"]} failed'+(f': {err[-1]}' if err else '')+also
-    return f'it is due at {row["run_at"]}{also}'
+        return f'it is backing off until {row["run_at"]}, after attempt {row["retry_count"]} of {row["max_retries"]} failed'+(f': {err[-1]}' if err else '')
+    return f'it is due at {row["run_at"]}'
 
 def _parked(lane, row):
     return (_nobody(lane) or f'no worker that has seen it knows its task {row["task"]!r}: register it with @task, give it in tasks=, or start the version of the code that has it')
@@ -104,12 +104,15 @@ def explain(
     "Why a job is not running, or what it is doing. Raises `StoreError`"
     status,ended = row['status'],row['completed_at']
     if status=='running':
+        if row['owner']!=lane.owner and lane.here and lane.here.alive(row['owner'] or '') is False:
+            return 'its process died, and '+(_nobody(lane) or 'a worker is about to take it back')
         asked = f', and was asked to end at {row["cancel_at"]}' if row['cancel_at'] else ''
         return f'it is running since {row["started_at"]}, attempt {row["retry_count"]+1} of {row["max_retries"]}, in worker {row["owner"]}{asked}'
     if status!='pending':
         err = (row['error_log'] or '').strip().splitlines()
         return f'it is over: {status} at {ended}'+(f', {err[-1]}' if err and status!='completed' else '')
     if row['task'] is None: return 'it was left by the older package and names no task; see adopt()'
-    of = {WAITS:_parents, HELD:_held, PARKED:_parked, LATER:_later, HANDED:_later, DUE:_due}
-    if row['ready'] in (LATER, HANDED) and from_iso(row['run_at'])<=lane.clock(): return _due(lane, row)
-    return of[row['ready']](lane, row)
+    of = {WAITS:_parents, HELD:_held, PARKED:_parked, LATER:_later, HANDED:_later}
+    if row['ready']==DUE or row['ready'] in (LATER, HANDED) and from_iso(row['run_at'])<=lane.clock(): return _due(lane, row)
+    gate = lane.store.gate()
+    return of[row['ready']](lane, row)+(f'; besides, the tenant is {gate}' if gate else '')

@@ -10,6 +10,7 @@ import os, threading, time, weakref
 from collections import deque
 from copy import copy
 from fastcore.basics import patch
+from . import events
 from .executor import Outcome, settle
 from .ids import JobIds, from_iso, to_iso
 from .limits import Limits
@@ -122,6 +123,7 @@ def turn(self:Lane,
         for o in notes: o.again()
         self.grants.clear()
         if self.limits.slots: self.limits.undo()
+        self.limits.put_off = {}
         if not isinstance(e, Exception): raise
         self._sick(e)
         return []
@@ -136,11 +138,19 @@ def turn(self:Lane,
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if aside: self.tell()
     if news and len(self.hand)>len(out): self._obey()
-    if listening():
-        for o in self._fired: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
+    if listening(): self._tell_of(back, aside)
     return out
 
 # %% ../nbs/11_lane.ipynb #5cfde250
+@patch
+def _tell_of(self:Lane, back, aside):
+    "What the turn did beside the ends of attempts"
+    held,self.limits.put_off = self.limits.put_off,{}
+    events.submitted(self, self._fired)
+    events.returned(self, 'job.released', back)
+    events.returned(self, 'job.parked', aside)
+    for line,cs in held.items(): events.returned(self, 'job.held', cs, line=line)
+
 @patch
 def _freed(self:Lane, claimed):
     "Make known what became of those who waited for jobs that ended"
@@ -149,7 +159,7 @@ def _freed(self:Lane, claimed):
         self.known.held.pop(id, None)
         for f in self.waiting.pop(id, ()): f()
         if self.watched: self.nudge(id)
-        emit(f'job.{status}', store=self.name, job_id=id, job_type=job_type, attempt=0)
+        if listening(): events.over(self, status, [(id, job_type)])
     if any(o.later for o in got): self.due_at = None
     if sum([o.due for o in got])>claimed:
         self.news = self.dirty = True
@@ -211,10 +221,19 @@ def _claim(self:Lane, handed, limit, only):
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
     if self.limits.globs: self.limits.let_slots(s._c, limit, self._waits_as())
     claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit)) if self.limits.due else []
-    if self.parked and len(claims)<limit: claims += s.claim(self.owner, now, limit-len(claims), self.lease(), parked=self.parked)
+    if self.parked and len(claims)<limit: claims += self._unpark(now, limit-len(claims))
     if len(got := self.limits.admit(s._c, claims, self._waits_as()))<len(claims):
-        self.dirty,self.due_at = True,None      # behind what is held there may be more, and a rate says when what it holds may go
+        self.dirty = True                       # behind what is held there may be more
+    if self.limits.rates and self.due_at is not None: self.due_at = min(self.due_at, self.limits.next_at())
     return got
+
+@patch
+def _unpark(self:Lane, now, limit):
+    "Claim parked jobs whose task is known here; those of queues that may not run go into their queues"
+    s,names = self.store,self.server.queues if self.server else None
+    got = s.claim(self.owner, now, limit, self.lease(), parked=self.parked)
+    if wrong := [c for c in got if not self.limits.serves(c.queue, names)]: s.release(wrong)
+    return [c for c in got if c not in wrong] if wrong else got
 
 @patch
 def _waits_as(self:Lane):
@@ -257,15 +276,17 @@ def _claimable(self:Lane, limit):
     except Exception as e: self._sick(e)
     return False
 
+_ASK = object()
+
 @patch
 def _later_changed(self:Lane, acks):
     "Whether the time of the next due job must be looked up again"
     return self.due_at is None or any(a.ack and a.ack.status=='pending' for a in acks)
 
 @patch
-def _look_ahead(self:Lane):
+def _look_ahead(self:Lane, at=_ASK):
     self.due_at = None
-    try: at = self.store.next_due()
+    try: at = self.store.next_due() if at is _ASK else at
     except StoreError: return                            # the sweep looks again
     self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
                       self.limits.next_at())
@@ -276,7 +297,7 @@ def _sick(self:Lane, e):
     pause,self.error = min(5., .01*2**min(self.pauses, 9)),str(e)
     self.pause_until = time.monotonic()+pause
     if self.pauses==(5 if isinstance(e, StoreBusy) else 1) or not self.pauses%100: log.warning('%s; %d ends of jobs wait; next try in %.1f s', e, len(self.acks), pause)
-    emit('store.failed', store=self.name, error=str(e), pause_s=pause)
+    emit('store.failed', store=self.name, tenant=self.tenant, error=str(e), pause_s=pause)
 
 # %% ../nbs/11_lane.ipynb #ed1f65cc
 @patch
@@ -301,12 +322,10 @@ def _ended(self:Lane, acks, refused):
         self._let_go(c)
         if refused and a in refused:
             log.warning('job %s: the end of attempt %d came too late and was refused', a.claim.id, a.claim.fence)
-            emit('job.refused', store=self.name, job_id=a.claim.id, attempt=a.claim.fence)
             continue
         status = a.ack.status if a.ack else 'completed'
         if self.known.held and status!='pending': self.known.held.pop(a.claim.id, None)
-        if listening(): emit(f'job.{status if status!="pending" else "retry"}', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type,
-             attempt=a.claim.fence, run_at=a.ack and a.ack.run_at, began=a.began, ended=a.ended)
+    if listening(): events.ended(self, acks, refused)
 
 @patch
 def _let_go(self:Lane, c, told=True):
@@ -335,8 +354,7 @@ def announce(self:Lane,
 ):
     "See to it that somebody runs them"
     if self.store.freed: self._freed(0)       # a parent was over already
-    if listening():
-        for o in jobs: emit('job.submitted', store=self.name, job_id=o.id, job_type=o.job_type)
+    if listening(): events.submitted(self, jobs)
     now = any(o.ready==DUE for o in jobs)
     later = min((from_iso(o.run_at) for o in jobs if o.ready in (LATER,HANDED)), default=None)
     if later is not None and self.due_at is not None: self.due_at = min(self.due_at, later)
@@ -353,7 +371,7 @@ def start(self:Lane,
     "Mark that the attempt executes"
     a.began = at or self.now()
     if self.here: a.slot = self.here.mark(a.claim.id, a.claim.fence, slot)
-    if listening(): emit('job.started', store=self.name, job_id=a.claim.id, job_type=a.claim.job_type, attempt=a.claim.fence)
+    if listening(): events.started(a)
 
 @patch
 def end(self:Lane,
@@ -422,7 +440,9 @@ def halt(self:Lane,
 ):
     "Tell the attempt to end; one that has not begun goes back instead of beginning"
     if not a.stop: a.stop = why
-    if self.server and a.began: self.server.halt(a)
+    if not a.began: return
+    if self.server: self.server.halt(a)
+    elif hasattr(a.handle, 'kill'): a.handle.kill()
 
 @patch
 def _obey(self:Lane):

@@ -29,6 +29,7 @@ class Limits:
         self.store,self.known,self.clock,self.here = store,known,clock,here
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
         self.due = self.named = True          # whether anything is due, and whether in a named queue
+        self.put_off = {}                     # claims that the turn under way put into a line, by line
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
         self.slots,self.shut = None,False     # where limits over all databases are counted, once one was met; whether the gate was shut
@@ -53,6 +54,15 @@ def is_shut(self:Limits,
     return shut
 
 @patch
+def serves(self:Limits,
+    queue:str, # A queue; None for the default one
+    names:set=None, # Those that this process serves; None for all
+)->bool:
+    "Whether its jobs may run here"
+    name = queue or 'default'
+    return f'pause:q:{name}' not in self.ctl and (names is None or name in names)
+
+@patch
 def queues(self:Limits,
     limit:int, # At most so many from each
     width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one
@@ -63,7 +73,7 @@ def queues(self:Limits,
     out = []
     for q in self.store.due_queues():
         name = q or 'default'
-        if f'pause:q:{name}' in self.ctl or serves is not None and name not in serves: continue
+        if not self.serves(q, serves): continue
         n = limit if width is None or (w := width(name)) is None else min(limit, w)
         if n>0: out.append((q, n))
     return tuple(out)
@@ -113,6 +123,7 @@ def admit(self:Limits,
     out,held = _part(claims, room) if any([room[k]<mine[k] for k in room]) else (claims,{})
     if alls: out = self._with_slots(out, alls, held, name)
     for k,os in held.items(): hold(c, os, k)
+    if held: self.put_off = held
     self._note(c, out, rates, held)
     return out
 
@@ -120,7 +131,7 @@ def admit(self:Limits,
 def _note(self:Limits, c, out, rates, held):
     for k,(n,period) in rates.items():
         note_starts(c, k, [o.id for o in out if o.limit_key==k], period, self.clock())
-        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period)
+        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period, self.clock())
 
 # %% ../nbs/10_limits.ipynb #c63ec9a3
 @patch
@@ -231,6 +242,7 @@ def is_in_line(self:Limits,
     name:str, # The database, as others know it
 )->bool:
     "Whether it stands in line for a slot, with jobs that wait or without"
+    if self.here and self.here.slots: self.slots = self.here.slots
     return bool(self.slots) and name in self.slots.where
 
 @patch
@@ -287,7 +299,7 @@ def _room_now(self, line, task):
     if t is None: return 1                         # a claim will find that nobody knows it
     if kind=='g': return self._wait_for(k, t)
     if kind=='l': return t.limit-counts(self.store, [k]).get(k, 0) if t.limit else 1000
-    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate)
+    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate, self.clock())
     return room_of_rate(self.store, k, *t.rate, self.clock()) if t.rate else 1000
 
 @patch
@@ -297,7 +309,6 @@ def reconsider(self:Limits,
 )->int: # How many went
     "Let go what nothing holds any more. Raises `StoreError`"
     lines = held_for(self.store)
-    if self.here and self.here.slots: self.slots = self.here.slots
     if not lines: return 0
     self.used,self.ctl,self._seen = True,read_controls(self.store),None
     frees = [(k, n) for k,task in lines if (n := _room_now(self, k, task))>0]

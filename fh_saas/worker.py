@@ -14,7 +14,7 @@ from .async_pool import AsyncPool
 from .children import children, run_attempt
 from .executor import Outcome, call
 from .lane import Lane
-from .maintenance import heartbeat, mend, release_lost, rescue
+from .maintenance import heartbeat, look_in, mend, release_lost
 from .presence import Presence
 from .retention import Pruner
 from .shares import Line, Ready
@@ -211,7 +211,8 @@ def _visit(self:Worker, lane, runner=True):
 def _begin(self:Worker, lane):
     """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
     would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
-    try: self._look_in(lane)
+    try:
+        if look_in(lane): lane.news = True
     except Exception as e: lane._sick(e)
     if lane.limits.is_in_line(lane.name): lane.news = True      # it may have been opened because it is its turn to have a slot
     for i in range(2):
@@ -478,9 +479,10 @@ def _expire(self:Worker, now):
     while self.deadlines and self.deadlines[0][0]<=now:
         with self._lock: *_,a = heapq.heappop(self.deadlines)
         if a not in self.at_work: continue
-        if hasattr(a.handle, 'kill'): a.lane.halt(a, 'timeout'); continue
+        if a.task.process: a.lane.halt(a, 'timeout'); continue
         if not _mine(a): continue
         a.stop,a.late = a.stop or 'timeout',True
+        if a.handle: a.handle.kill()
         self.at_work.discard(a)
         self.stuck.add(a)
         self.ready.done(a)
@@ -549,17 +551,9 @@ def _restless(self:Worker, lane):
     return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
 
 @patch
-def _look_in(self:Worker, lane):
-    "Take back what the dead have left, and see whether anyone waits for a task that is known here"
-    rescue(lane)
-    if lane.hand: lane._obey()
-    lane.limits.reconsider(name=lane._waits_as())
-    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
-
-@patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    self._look_in(lane)
+    due = look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
     for k in set(lane.means)-lately: lane.means.pop(k, None)     # what has not run for a while says nothing about what comes
@@ -568,8 +562,7 @@ def _care(self:Worker, lane, beat):
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
         self.pruner.offer(lane)
-    lane._look_ahead()                            # jobs for later that other processes submitted
-    if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
+    if due or lane.waits() or lane.due_at is not None and lane.due_at<=lane.clock(): self.kick(lane)
 
 # %% ../nbs/15_worker.ipynb #517edcf7
 @patch
@@ -631,7 +624,7 @@ def leave(self:Worker,
     soon = min(1., grace_s)
     for a in busy():
         if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
-    _until(lambda: not any(a.handle for a in busy()), soon or .2)      # a process that was killed is gone in no time
+    _until(lambda: not any(a.handle and (a.task.process or a.task.is_async) for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
     for o in lanes:
         with o.turning:

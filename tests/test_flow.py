@@ -443,7 +443,7 @@ def test_freed_child_meets_a_pause(m):
 def test_retry_one_by_hand(t, m):
     f = chain(m, call('a', work.fails, 1, folder=str(t.dir), name='p'), call('b', note, x='b'))
     m.run_due()
-    m.retry(f.last)                    # its parent has failed: it falls again
+    with pytest.raises(ValueError, match='retry that first'): m.retry(f.last)      # it would fall again
     m.run_due()
     assert f.counts()=={'failed':2}
     m.retry(f.ids[0]); m.retry(f.last)

@@ -105,7 +105,7 @@ def room_of_rate(
     now:float, # Seconds since 1970
 )->int:
     "How many may start now"
-    return max(0, n-_rows(file, 'select count(*) from tenant_starts where key=? and at>?', (key, to_iso(now-period_s)))[0][0])
+    return max(0, n-_rows(file, 'select count(*) from tenant_starts where key=? and at>? and at<=?', (key, to_iso(now-period_s), to_iso(now+period_s)))[0][0])
 
 def note_starts(
     c, # The connection, inside `writing()`
@@ -114,8 +114,8 @@ def note_starts(
     period_s:float, # Seconds for which a start counts
     now:float, # Seconds since 1970
 ):
-    "Count these starts, and forget those whose period is over"
-    c.execute('delete from tenant_starts where key=? and at<=?', (key, to_iso(now-period_s))).fetchall()
+    "Count these starts, and forget those whose period is over, or which a clock that was put back makes lie far ahead"
+    c.execute('delete from tenant_starts where key=? and (at<=? or at>?)', (key, to_iso(now-period_s), to_iso(now+period_s))).fetchall()
     c.executemany('insert or ignore into tenant_starts values(?,?,?)', [(key, to_iso(now), i) for i in ids])
 
 def next_start(
@@ -123,9 +123,10 @@ def next_start(
     key:str, # Value of `limit_key`
     n:int, # So many
     period_s:float, # in so many seconds
+    now:float, # Seconds since 1970
 )->float: # Seconds since 1970; 0 for now
     "When the next may start"
-    rows = _rows(file, 'select at from tenant_starts where key=? order by at desc limit 1 offset ?', (key, n-1))
+    rows = _rows(file, 'select at from tenant_starts where key=? and at<=? order by at desc limit 1 offset ?', (key, to_iso(now+period_s), n-1))
     return from_iso(rows[0][0])+period_s if rows else 0.
 
 # %% ../../nbs/store/08_controls.ipynb #6c2e62ac
@@ -160,8 +161,10 @@ def holders(
     jobs:list, # `NewJob`s that were inserted, or were not because their key was taken
 )->list: # For each its own id, or the id of the job that holds its key; None if there is neither
     "Whose job each of them became"
-    def one(j): return j.id if _rows(file, 'select 1 from tenant_jobs where id=?', (j.id,)) else holder(file, j.unique_key)
+    def one(j): return (_rows(file, _WHOSE, (j.id, j.unique_key)) or ((None,),))[0][0]
     return [one(j) if j.unique_key else j.id for j in jobs]
+
+_WHOSE = f'select id from tenant_jobs where id=? union all select id from (select id from tenant_jobs indexed by tj_unique where {_HOLDS}) limit 1'
 
 # %% ../../nbs/store/08_controls.ipynb #32100931
 def insert_unique(

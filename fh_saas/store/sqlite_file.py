@@ -73,7 +73,7 @@ def is_behind(
 
 def _version(conn, key='schema'):
     "The version that the file's tables are at; 0 for none, or the older package's"
-    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0
+    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0     # to try would be logged, on stderr with fastlite
     rows = conn.execute('select value from tenant_meta where key=?', (key,)).fetchall()
     return int(rows[0][0]) if rows else 0
 
@@ -194,7 +194,7 @@ def _prepare(self:SqliteFile, c):
 
 def _settings(c):
     "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory"
-    for o in ('journal_mode=wal', 'synchronous=full', 'temp_store=memory'): c.execute('pragma '+o).fetchall()
+    c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall()
 
 def _rollback(c):
     if c.in_transaction: c.execute('rollback')
