@@ -62,6 +62,7 @@ class Lane:
         self.byhand = set()                        # attempts that run in threads of the app's
         self.lately = set()                        # tasks that ended since the worker's last sweep
         self.hand,self.waiting,self.means = {},{},{}   # attempts by job id; callbacks by job id; seconds by task name
+        self.kinds = {}                            # whether a task is async, by its name, as of its last claim
         self.watched = {}                          # callbacks by job id of those who also look by themselves
         self.news = False                          # somebody says that there is something to claim
         self.parked,self.due_at,self.pause_until,self.pauses,self.error,self.failure = [],None,0.,0,None,None
@@ -136,6 +137,7 @@ def turn(self:Lane,
     self.grants.clear()
     if self.store.freed: self._freed(len(claims))
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
+    if acks and not out: self.store.relax()
     if aside: self.tell()
     if news and len(self.hand)>len(out): self._obey()
     if listening(): self._tell_of(back, aside)
@@ -304,12 +306,14 @@ def _sick(self:Lane, e):
 def _begin(self:Lane, claims):
     t,out,seen = time.monotonic(),[],{}
     for c in claims:
-        task = seen.get(c.task) or self.known.resolve(c.task, c.id)
-        if task is not None and not self.known.held: seen[c.task] = task
-        if task is None: self.aside.append(c)
-        else:
-            self.hand[c.id] = a = Attempt(c, task, self, t)
-            out.append(a)
+        task = seen.get(c.task)
+        if task is None:
+            task = self.known.resolve(c.task, c.id)
+            if task is None: self.aside.append(c); continue
+            self.kinds[c.task] = task.is_async
+            if not self.known.held: seen[c.task] = task
+        self.hand[c.id] = a = Attempt(c, task, self, t)
+        out.append(a)
     return out
 
 @patch
@@ -378,10 +382,10 @@ def end(self:Lane,
     a:Attempt, # Started before
     out:Outcome, # How it went
     took_s:float, # Seconds it took
-    keep:bool=False, # Whether the caller lets another attempt take the mark's slot over, or gives it back
+    keep:bool=False, # Whether the caller lets another attempt take over the mark, or removes it
 )->str: # When it ended, as `to_iso` gives it; None if it was interrupted
     "Hand the outcome to the next turn"
-    if self.here: self.here.unmark(a.slot, keep)
+    if self.here and not keep: self.here.unmark(a.slot)
     if a.job is not None: a.job.ending = True           # what it said last is written with its end
     if a.over is not None: return self._end_over(a, out)
     if out.how=='interrupted': return self.back.append(a.claim)
