@@ -51,6 +51,14 @@ def serves(self:Limits,
     return f'pause:q:{name}' not in self.ctl and (names is None or name in names)
 
 @patch
+def is_paused(self:Limits,
+    queue:str, # Name of a queue; None for the default one
+    job_type:str, # Category
+)->bool:
+    "Whether a job like that is kept from running by a pause, as of the last claim"
+    return bool(self.ctl) and (f'pause:q:{queue or "default"}' in self.ctl or f'pause:t:{job_type}' in self.ctl)
+
+@patch
 def queues(self:Limits,
     limit:int, # At most so many from each
     width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one

@@ -24,7 +24,7 @@ from .context import JobContext, current, current_job
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
 from .lane import Attempt, generation, open_lane
-from .maintenance import look_in
+from .maintenance import look_in, mend
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
 from .retry import Discard, RetryIn, RetryPolicy, Snooze
@@ -436,8 +436,9 @@ async def _ended(self:BackgroundTaskManager, job_id, ended):
 @patch
 def _over(self:BackgroundTaskManager, job_id):
     "Whether there is no attempt to wait for"
-    with self._using() as lane: row = None if lane.store.gate() else lane.store.get(job_id)
-    return row is None or row['status'] not in ('pending','running')
+    with self._using() as lane:
+        row = None if lane.store.gate() else lane.store.get(job_id)
+        return row is None or row['status'] not in ('pending','running') or row['status']=='pending' and lane.limits.is_paused(row['queue'], row['job_type'])
 
 # %% ../nbs/20_utils_bgtsk.ipynb #d1ea7f3b
 @patch
@@ -685,6 +686,7 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
         if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
         lane.due_at,lane.writes_only,lane.driven = None,False,True
         look_in(lane)
+        mend(lane)
         try:
             while True:
                 with lane.turning:

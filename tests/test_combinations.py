@@ -134,6 +134,30 @@ def test_unique_for_without_unique(m):
     assert m.options(unique_for=60).submit('a', note)[1].created and m.options(unique=False).submit('a', note)[1].created
     assert len(m.list_jobs())==2
 
+def test_explain_names_all_that_holds(m, clock):
+    "A job that is not due yet would not run then either; one whose parents an older version ended is about to be let go"
+    m.pause(queue='q'); m.pause(job_type='h')
+    assert m.explain(m.options(queue='q', delay=9).submit('a', note)[0])==f"it is due at {to_iso(clock.t+9)}; besides, queue 'q' is paused since {to_iso(clock.t)}"
+    assert m.explain(m.options(delay=9).submit('h', note)[0]).endswith(f"besides, job type 'h' is paused since {to_iso(clock.t)}")
+    h,_ = m.submit('h', note); assert m.explain(h).startswith("job type 'h' is paused"); m.run_due()
+    m._lane.store.shut('frozen: unpaid')
+    assert m.explain(h)==f"job type 'h' is paused since {to_iso(clock.t)}; besides, the tenant is frozen: unpaid"
+    m._lane.store.unshut()
+    p,_ = m.options(delay=99).submit('a', note); c,_ = m.options(after=p).submit('a', note, x='kid')
+    with m._lane.store.writing() as conn: conn.execute("update tenant_jobs set status='completed', ready=null where id=?", (p,)).fetchall()     # as older versions do
+    assert m.explain(c).startswith('the jobs it waited for are over, and no worker runs')
+    m.run_due()
+    assert ran==['kid']
+
+def test_a_background_task_does_not_wait_for_what_is_paused(t):
+    m = t.mgr(wait_s=None)
+    m.pause(job_type='a'); m.pause(queue='q')
+    asyncio.run(m.submit('b', note, x='b')[1]())
+    assert ran==['b']
+    for id,bg in (m.submit('a', note), m.options(queue='q').submit('b', note)):
+        asyncio.run(asyncio.wait_for(bg(), 15))
+        assert m.get_job(id).status=='pending'
+
 # --- flows and retries
 
 def test_retry_of_a_child_whose_parent_failed(m):

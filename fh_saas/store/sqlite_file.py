@@ -391,7 +391,7 @@ def insert_rows(self:SqliteFile,
     wait_s:float=None, # How long to wait for the lock, in seconds; None for the file's default
 )->bool: # Whether this thread made the commit; if not, another one did for both
     "Insert all the rows or none; durable when it returns. Raises `StoreBusy` or `StoreError`"
-    wait_s = self.wait_s if wait_s is None else wait_s
+    wait_s,self._inserted = self.wait_s if wait_s is None else wait_s,True
     with self._qlock: op,self._leading = self._line_up(sql, rows) if self._leading else None,True
     if op is None and self._last==1==len(rows) and not self.memory: return self._alone(sql, rows[0], wait_s)
     end = time.monotonic()+wait_s
@@ -483,7 +483,7 @@ def _alone(self:SqliteFile, sql, row, wait_s):
         if self.inode!=_inode(self.path): raise self._gone()
         if not w.lock.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s')
         try:
-            w.deadline,self._inserted = time.monotonic()+wait_s,True
+            w.deadline = time.monotonic()+wait_s
             if not self._full: self._set_full(True)
             w.conn.execute(sql, row)
         except apsw.Error as e: raise store_error(e, self.path, wait_s) from e
