@@ -774,11 +774,17 @@ def cancel(self:BackgroundTaskManager,
     reason:str='Cancelled', # For its `error_log`
 )->bool: # True if it is cancelled; False if it runs and was asked to end
     "Cancel a job. Raises `JobNotFound`, `ValueError` if it is over, `StoreError`"
+    gone,running = self._cancel_jobs([job_id] if _is_text(job_id) else [], str(reason))
+    if not (gone or running): raise ValueError(f'job {job_id} is {self.get_job(job_id).status}; only what waits or runs can be cancelled')
+    return bool(gone)
+
+@patch
+def _cancel_jobs(self:BackgroundTaskManager, ids, reason):
+    "Cancel those that wait or run, in one commit: (ids that are cancelled, ids that were asked to end)"
     with self._using() as lane:
         with lane.store.writing(self.busy_s) as c:
-            gone,running = _cancel(c, [job_id] if _is_text(job_id) else [], lane.now(), str(reason))
+            gone,running = _cancel(c, ids, lane.now(), reason)
             if gone: lane.store.over(gone, lane.now())
-        if not (gone or running): raise ValueError(f'job {job_id} is {self.get_job(job_id).status}; only what waits or runs can be cancelled')
         if listening(): self._told(lane, gone, running)
         for i in gone:
             lane.known.held.pop(i, None)
@@ -786,8 +792,8 @@ def cancel(self:BackgroundTaskManager,
             lane.nudge(i)
         if lane.store.freed: lane._freed(0)
         if running: self._obeyed(lane)
-        self._ring(lane)
-    return bool(gone)
+        if gone or running: self._ring(lane)
+    return gone,running
 
 @patch
 def _told(self:BackgroundTaskManager, lane, gone, running):

@@ -44,6 +44,7 @@ class Worker:
         self.held = deque()                       # lanes with ends that wait for company
         self.means = {}                           # seconds by task name, in lanes that were closed
         self.queues,self.widths,self.starved = None,{},set()    # see Queues
+        self._tidy_at = 1000                      # how many deadlines there may be before those that are over are taken out
         self.deadlines,self.stuck = [],set()      # (when, number, attempt) of those that may not take for ever; attempts whose time was up and whose threads go on
         self.at_work,self.spells = set(),{}       # sync attempts that execute; runner thread -> [lane, since when its short task runs, attempt]
         self.stopping = self.stopped = self._watching = False
@@ -97,7 +98,7 @@ def serve(self:Worker,
         if lane in self.lanes or self.stopping: return
         self.lanes.append(lane)
         lane.seen,lane.server = set(),self
-    if lane.here: self.listen(lane.here)
+    if lane.here: self.listen(lane.here); lane.writes_only or lane.here.serve()
     lane.due_at = None
     if here: self._begin(lane)
     else: self.kick(lane)
@@ -449,14 +450,20 @@ _number = count()
 
 def _mine(a):
     "Take the attempt's token: True for one of those who ask"
-    try: a.token.pop(); return True
+    try: a.token.pop()[2] = None; return True      # the entry in `deadlines` holds on to it no longer
     except IndexError: return False
 
 @patch
 def _limit(self:Worker, a):
     "See to it that a sync attempt, about to begin in this thread, ends in time"
-    a.token = [None]
-    with self._lock: heapq.heappush(self.deadlines, (time.monotonic()+a.claim.timeout_s, next(_number), a))
+    entry = [time.monotonic()+a.claim.timeout_s, next(_number), a]
+    a.token = [entry]
+    with self._lock:
+        heapq.heappush(self.deadlines, entry)
+        if len(self.deadlines)>self._tidy_at:          # most ended long before their time
+            self.deadlines[:] = [o for o in self.deadlines if o[2] is not None]
+            heapq.heapify(self.deadlines)
+            self._tidy_at = max(1000, 2*len(self.deadlines))
     self._wake()
 
 @patch
@@ -464,7 +471,7 @@ def _expire(self:Worker, now):
     "End the attempts whose time is up"
     while self.deadlines and self.deadlines[0][0]<=now:
         with self._lock: *_,a = heapq.heappop(self.deadlines)
-        if a not in self.at_work: continue
+        if a is None or a not in self.at_work: continue
         if a.task.process: a.lane.halt(a, 'timeout'); continue
         if not _mine(a): continue
         a.stop,a.late = a.stop or 'timeout',True
@@ -558,7 +565,7 @@ def join(self:Worker,
     self.start()
     if source in self.sources: return
     self.sources.append(source)
-    if source.here: self.listen(source.here)
+    if source.here: self.listen(source.here); source.here.serve()
 
 @patch
 def part(self:Worker,
@@ -627,7 +634,9 @@ def _until(f, s):
 @patch
 def _deafen(self:Worker, here):
     "Stop listening to a folder's doorbell if no lane of it is left"
-    if any(o.here is here for o in (*self.lanes, *self.sources)) or not here._sock: return
+    if any(o.here is here for o in (*self.lanes, *self.sources)): return
+    here.serve(False)
+    if not here._sock: return
     self._heard_by.discard(here)
     try: self._sel.unregister(here)
     except (KeyError, ValueError, AttributeError): pass

@@ -28,13 +28,8 @@ def retry_in(s): raise RetryIn(s)
 @pytest.fixture(autouse=True)
 def fresh(): ran.clear(); gate.clear(); begun.clear(); yield; gate.set()
 
-class Clock:
-    def __init__(self): self.t = 1_800_000_000.
-    def __call__(self): return self.t
-    def tick(self, s): self.t += s
-
 @pytest.fixture
-def clock(): return Clock()
+def clock(job_clock): return job_clock
 @pytest.fixture
 def m(t, clock): return t.mgr(worker=False, clock=clock)      # nothing runs but by run_due(), and time stands still
 
@@ -421,6 +416,13 @@ def test_timeout_async_and_retry(t):
     id, = m.options(timeout=.05, max_retries=2, backoff=.01).submit_many('a', awaits, [{}])
     j = done(m, id, status='failed')
     assert j.retry_count==2 and ran==['cancelled']*2 and [o['outcome'] for o in json.loads(j.attempts)]==['timeout']*2
+
+def test_deadlines_of_what_has_ended_are_forgotten(t):
+    "An hour's timeout does not keep an hour's jobs in memory"
+    m = t.mgr()
+    m.options(timeout=3600).submit_many('a', note, [dict(x=i) for i in range(4000)])
+    all_done(m, 4000)
+    assert len(_w._worker.deadlines)<2100 and not any(o[2] for o in _w._worker.deadlines)
 
 def test_in_time(t):
     m = t.mgr()
