@@ -110,6 +110,7 @@ def test_nothing_is_markup_and_nothing_secret(m, ts, many):
             assert SECRET not in r.text, path
             for tag,attrs in Tags().all(r.text):
                 assert tag in ALLOWED and not [k for k,_ in attrs if k.startswith('on') or k=='style'], (path, tag, attrs)
+                assert tag!='form' or dict(attrs).get('method')!='post' or dict(attrs)['enctype']=='application/x-www-form-urlencoded'
                 assert tag!='script' or dict(attrs)['src'].endswith('/assets/dashboard.js')
             for href in re.findall(r'(?:href|action|src)="([^"]*)"', r.text): assert href.startswith((base+'/', '#')) and not href.startswith('//'), href
             assert r.headers['content-security-policy']==CSP and r.headers['cache-control']=='no-store'
