@@ -90,7 +90,7 @@ class _Command(click.Command):
 
 # %% ../nbs/32_cli_frame.ipynb #3738c28d
 def command(
-    group, # `main`, or what `group` gave
+    group, # The group of all commands, or what `group` gave
 )->callable: # A decorator that leaves the function as it is
     "Make a function with docments a command"
     def _deco(f):

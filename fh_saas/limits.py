@@ -26,6 +26,7 @@ class Limits:
         self.store,self.known,self.clock = store,known,clock
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
         self.due = self.named = True          # whether anything is due, and whether in a named queue
+        self.put_off = {}                     # claims that the turn under way put into a line, by line
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
     def __repr__(self): return f'Limits({self.store.path!r}, controls={sorted(self.ctl)})'
@@ -48,6 +49,14 @@ def serves(self:Limits,
     "Whether its jobs may run here"
     name = queue or 'default'
     return f'pause:q:{name}' not in self.ctl and (names is None or name in names)
+
+@patch
+def is_paused(self:Limits,
+    queue:str, # Name of a queue; None for the default one
+    job_type:str, # Category
+)->bool:
+    "Whether a job like that is kept from running by a pause, as of the last claim"
+    return bool(self.ctl) and (f'pause:q:{queue or "default"}' in self.ctl or f'pause:t:{job_type}' in self.ctl)
 
 @patch
 def queues(self:Limits,
@@ -108,6 +117,7 @@ def admit(self:Limits,
     self.used = True
     out,held = _part(claims, room) if any([room[k]<mine[k] for k in room]) else (claims,{})
     for k,os in held.items(): hold(c, os, k)
+    if held: self.put_off = held
     self._note(c, out, rates, held)
     return out
 
@@ -115,7 +125,7 @@ def admit(self:Limits,
 def _note(self:Limits, c, out, rates, held):
     for k,(n,period) in rates.items():
         note_starts(c, k, [o.id for o in out if o.limit_key==k], period, self.clock())
-        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period)
+        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period, self.clock())
 
 # %% ../nbs/10_limits.ipynb #c63ec9a3
 @patch
@@ -155,7 +165,7 @@ def _room_now(self, line, task):
         return 0 if f'pause:t:{k}' in self.ctl else int(lim)-count_type(self.store, k) if lim else 1000
     if t is None: return 1                         # a claim will find that nobody knows it
     if kind=='l': return t.limit-counts(self.store, [k]).get(k, 0) if t.limit else 1000
-    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate)
+    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate, self.clock())
     return room_of_rate(self.store, k, *t.rate, self.clock()) if t.rate else 1000
 
 @patch

@@ -7,11 +7,12 @@ __all__ = ['PATIENCE_S', 'rescue', 'release_lost', 'heartbeat', 'mend', 'look_in
 
 # %% ../nbs/12_maintenance.ipynb #7f5e655e
 import os, time
+from . import events
 from .executor import call
 from .ids import from_iso
 from .lane import Lane
 from .store.base import StoreError
-from .telemetry import emit, log
+from .telemetry import listening, log
 
 # %% ../nbs/12_maintenance.ipynb #e213966d
 PATIENCE_S = .25   # how long maintenance waits for a lock, in seconds: it serves many tenants and comes round again
@@ -34,7 +35,7 @@ def _rescue(lane, owner, lease, alive):
     with lane.store.writing(PATIENCE_S):
         n = lane.store.rescue(owner, lease, begun, lane.now(), f'Crashed: {how} (worker {owner}, seen {lane.now()})')
     if n: log.warning('%s: worker %s is gone (%s); %d of its jobs were taken back', lane.name, owner, how, n)
-    emit('job.rescued', store=lane.name, owner=owner, count=n)
+    if n and listening(): events.rescued(lane, owner, *lane.store.rescued)
     return n
 
 # %% ../nbs/12_maintenance.ipynb #5fed3a77
@@ -48,6 +49,7 @@ def release_lost(
     again = [c for c in lost if (c.id,c.fence) in seen]
     if again:
         with lane.store.writing(PATIENCE_S): lane.store.release(again)
+        if listening(): events.returned(lane, 'job.released', again)
         log.warning('%s: %d claims that no thread held were given back', lane.name, len(again))
     return {(c.id,c.fence) for c in lost if c not in again}
 

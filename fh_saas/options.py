@@ -179,6 +179,7 @@ def put_options(
         if callable(k): k = key_text('limit_key', _worked_out('limit_key', k, kwargs))
         job.limit_key = row_key(job.task, k)
     elif 'limit' in o or 'rate' in o: job.limit_key = job.task
+    if 'unique_for' in o and 'unique' not in o: raise ValueError('unique_for needs unique=')
     if u := get('unique'): _put_unique(job, u, get('unique_for', 'running'), kwargs, iso, now)
     if a := get('after'): job.parents = msgspec.json.encode(a).decode(); job.on_failed = job.on_failed or 'fail'
     at = now+o['delay'] if 'delay' in o else get('run_at')

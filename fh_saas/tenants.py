@@ -634,7 +634,9 @@ def discard_jobs(self:Tenant,
 )->int: # How many were cancelled
     "Cancel jobs of a tenant in quarantine. Raises `TenantBusy` if it is not"
     if self.row.status!='quarantined': raise TenantBusy(f'tenant {self.id!r} is {self.status}, not in quarantine')
-    with self._file() as f: return f.discard(ids, to_iso(self.tenants._options['clock']()), 'Discarded in quarantine')
+    with self._file() as f: n = f.discard(ids, to_iso(self.tenants._options['clock']()), 'Discarded in quarantine')
+    emit('jobs.discarded', tenant=self.id, count=n)
+    return n
 
 @patch
 def resume(self:Tenant):
@@ -916,7 +918,7 @@ def retry_failed(self:Tenants,
     for i,id in enumerate(ids):
         try:
             with Tenant(self, id)._file() as f: n = f.retry_failed(self._now(), job_type, error_contains, since)
-            if n: out[id] = n; self._ring(id)
+            if n: out[id] = n; self._ring(id); emit('jobs.retried', tenant=id, count=n)
         except (StoreError, KeyError) as e: out[id] = str(e)
         if progress: progress(i+1, len(ids), id)
     return out

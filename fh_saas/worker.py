@@ -44,6 +44,7 @@ class Worker:
         self.held = deque()                       # lanes with ends that wait for company
         self.means = {}                           # seconds by task name, in lanes that were closed
         self.queues,self.widths,self.starved = None,{},set()    # see Queues
+        self._tidy_at = 1000                      # how many deadlines there may be before those that are over are taken out
         self.deadlines,self.stuck = [],set()      # (when, number, attempt) of those that may not take for ever; attempts whose time was up and whose threads go on
         self.at_work,self.spells = set(),{}       # sync attempts that execute; runner thread -> [lane, since when its short task runs, attempt]
         self.stopping = self.stopped = self._watching = False
@@ -287,8 +288,11 @@ def _spell(self:Worker, lane):
             t,began = time.monotonic(),t
             at = lane.end(a, out, t-began, keep=True)
             if t>end or not lane.small or self.todo and not self.idle: break
-            if self.todo or self._turners: t = self._give_way(t)
-            elif t>rest: rest = t+REST_S; select.select((), (), (), 0)     # let other threads have the interpreter for a moment
+            others = self.todo or self._turners
+            if not others and t<=rest: continue
+            if lane.here: lane.here.unmark(slot, keep=True)
+            if others: t = self._give_way(t)
+            else: rest = t+REST_S; select.select((), (), (), 0)     # let other threads have the interpreter for a moment
     finally:
         if a and lane.here: lane.here.unmark(slot)
         del self.spells[me]
@@ -316,7 +320,7 @@ def _own_room(self:Worker, lane):
     wide = self.async_jobs-len(self.pool)
     if slow is not None and slow<SHORT_S: wide = most_at_once-len(self.pool.waiting) if len(self.pool.running)<self.async_jobs else 0
     names = {True:[], False:[]}
-    for n in list(lane.means): names[bool((t := lane.known.resolve(n, '')) and t.is_async)].append(n)
+    for n in list(lane.means): names[lane.kinds.get(n, False)].append(n)
     if sync>0 and (wide>0 or not names[True] and not len(self.pool)): return min(most, most_at_once, max(sync, wide if names[True] and not names[False] else 0)),None
     only = names[False] if sync>0 else names[True] if wide>0 else []
     return (min(most, most_at_once, sync if sync>0 else wide),msgspec.json.encode(only).decode()) if only else (0,None)
@@ -325,12 +329,13 @@ def _own_room(self:Worker, lane):
 @patch
 def _spread(self:Worker, lane, got, runner):
     "Give claimed attempts to those who run them"
-    mine,theirs = [],[]
-    for a in got: (theirs if a.task.is_async else mine).append(a)
-    nsync = 0
-    for a in mine:
-        if runner and not (a.claim.timeout_s or a.task.process) and self._short(lane, a.task.name): lane.small.append(a)
-        else: self.ready.offer(lane, a); nsync += 1
+    short = {t for t in {a.task for a in got} if runner and not (t.is_async or t.process) and self._short(lane, t.name)}
+    small = [a for a in got if a.task in short and not a.claim.timeout_s]
+    lane.small.extend(small)
+    nsync,theirs = 0,[]
+    for a in got if len(small)<len(got) else ():
+        if a.task.is_async: theirs.append(a)
+        elif a.task not in short or a.claim.timeout_s: self.ready.offer(lane, a); nsync += 1
     for _ in range(min(nsync, self.idle)): self._tickets.put(None)
     if nsync>self.idle: self._watch()
     if theirs: self.pool.add(theirs)
@@ -445,14 +450,20 @@ _number = count()
 
 def _mine(a):
     "Take the attempt's token: True for one of those who ask"
-    try: a.token.pop(); return True
+    try: a.token.pop()[2] = None; return True      # the entry in `deadlines` holds on to it no longer
     except IndexError: return False
 
 @patch
 def _limit(self:Worker, a):
     "See to it that a sync attempt, about to begin in this thread, ends in time"
-    a.token = [None]
-    with self._lock: heapq.heappush(self.deadlines, (time.monotonic()+a.claim.timeout_s, next(_number), a))
+    entry = [time.monotonic()+a.claim.timeout_s, next(_number), a]
+    a.token = [entry]
+    with self._lock:
+        heapq.heappush(self.deadlines, entry)
+        if len(self.deadlines)>self._tidy_at:          # most ended long before their time
+            self.deadlines[:] = [o for o in self.deadlines if o[2] is not None]
+            heapq.heapify(self.deadlines)
+            self._tidy_at = max(1000, 2*len(self.deadlines))
     self._wake()
 
 @patch
@@ -460,10 +471,11 @@ def _expire(self:Worker, now):
     "End the attempts whose time is up"
     while self.deadlines and self.deadlines[0][0]<=now:
         with self._lock: *_,a = heapq.heappop(self.deadlines)
-        if a not in self.at_work: continue
-        if hasattr(a.handle, 'kill'): a.lane.halt(a, 'timeout'); continue
+        if a is None or a not in self.at_work: continue
+        if a.task.process: a.lane.halt(a, 'timeout'); continue
         if not _mine(a): continue
         a.stop,a.late = a.stop or 'timeout',True
+        if a.handle: a.handle.kill()
         self.at_work.discard(a)
         self.stuck.add(a)
         self.ready.done(a)
@@ -604,7 +616,7 @@ def leave(self:Worker,
     soon = min(1., grace_s)
     for a in busy():
         if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
-    _until(lambda: not any(a.handle for a in busy()), soon or .2)      # a process that was killed is gone in no time
+    _until(lambda: not any(a.handle and (a.task.process or a.task.is_async) for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
     for o in lanes:
         with o.turning:

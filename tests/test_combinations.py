@@ -1,13 +1,13 @@
 "Options that meet: what works alone must work together"
-import asyncio, json, threading
+import asyncio, json, threading, time
 
-import pytest, work
+import cpu, pytest, work
 from fh_saas.flow import call, chain
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.utils_bgtsk import JobContext
 from util import all_done, done, end, process, run_py, said, stop_worker, until
 
-ran = []
+ran,begun = [],threading.Event()
 def note(x=None): ran.append(x); return x
 def boom(x=None): raise OSError(f'boom {x}')
 
@@ -50,6 +50,17 @@ def test_a_closed_tenant_is_opened_when_a_rate_lets_go(tmp_path, clock):
         until(lambda: ran==[0, 1])
     finally: stop_worker(); ts.close()
 
+def test_a_rate_whose_clock_was_put_back(m, clock):
+    "An hour back: what started in the future does not hold anybody up for an hour"
+    m.task(note, name='rated', rate=(2, 60))
+    m.submit_many('a', note, [dict(x=i) for i in range(6)])
+    assert m.run_due()==2
+    clock.tick(-3600)
+    assert m.run_due()==2 and m.run_due()==0
+    j, = m.list_jobs(status='pending', limit=1)
+    assert m.explain(j.id).endswith(f'the next may at {to_iso(clock.t+60)}')
+    clock.tick(60); assert m.run_due()==2
+
 # --- run_due in a process of its own, as from the system's cron
 
 PARTS = '''
@@ -90,6 +101,62 @@ def test_a_held_job_run_by_hand_is_held_no_more(m):
     assert m.run_due()==0 and m.get_job(id).held=='t:a'
     bg.func(*bg.args, **bg.kwargs)
     assert (m.get_job(id).status, m.get_job(id).held, ran)==('completed', None, [1])
+
+async def asleep(): await asyncio.sleep(20)
+def looks(job:JobContext):
+    while True: begun.set(); job.check(); time.sleep(.002)
+
+@pytest.mark.parametrize('how', ['run_due', 'by hand'])
+@pytest.mark.parametrize('what', ['timeout', 'cancel'])
+@pytest.mark.parametrize('f', [asleep, looks, cpu.gate], ids=lambda f: f.__name__)
+def test_ends_without_a_worker(t, f, what, how):
+    "A timeout and a cancel reach what runs in the caller's thread: an async task, one that looks, a child process"
+    m,began = t.look(),time.monotonic()
+    id,bg = m.options(**dict(timeout=.1, max_retries=1) if what=='timeout' else {}).submit('a', f, **dict(folder=str(t.dir)) if f is cpu.gate else {})
+    if what=='cancel':
+        def cancel(): until(lambda: m.get_job(id).started_at); m.cancel(id)
+        threading.Thread(target=cancel, daemon=True).start()
+    m.run_due() if how=='run_due' else bg.func(*bg.args, **bg.kwargs)
+    j = m.get_job(id)
+    assert j.status==('failed' if what=='timeout' else 'cancelled') and ('Timed out after 0.1 s' if what=='timeout' else 'Cancelled while it ran') in j.error_log
+    assert time.monotonic()-began<15
+
+def test_a_job_that_waits_for_its_parents_or_a_pause_says_so_to_who_waits(m):
+    p,_ = m.options(delay=99).submit('a', note)
+    m.pause(job_type='h'); h,_ = m.submit('h', note); m.run_due()
+    for id,why in ((p, 'it is due at'), (m.options(after=p).submit('a', note)[0], f'it waits for job {p}'), (h, "job type 'h' is paused")):
+        with pytest.raises(TimeoutError, match=f'is still pending after 0.01 s: {why}'): m.wait(id, .01)
+        with pytest.raises(TimeoutError, match=f'is still pending after 0.01 s: {why}'): asyncio.run(m.await_job(id, .01))
+
+def test_unique_for_without_unique(m):
+    with pytest.raises(ValueError, match='unique_for needs unique'): m.options(unique_for=60).submit('a', note)
+    m.task(note, name='once', unique=True, unique_for='pending')
+    assert m.options(unique_for=60).submit('a', note)[1].created and m.options(unique=False).submit('a', note)[1].created
+    assert len(m.list_jobs())==2
+
+def test_explain_names_all_that_holds(m, clock):
+    "A job that is not due yet would not run then either; one whose parents an older version ended is about to be let go"
+    m.pause(queue='q'); m.pause(job_type='h')
+    assert m.explain(m.options(queue='q', delay=9).submit('a', note)[0])==f"it is due at {to_iso(clock.t+9)}; besides, queue 'q' is paused since {to_iso(clock.t)}"
+    assert m.explain(m.options(delay=9).submit('h', note)[0]).endswith(f"besides, job type 'h' is paused since {to_iso(clock.t)}")
+    h,_ = m.submit('h', note); assert m.explain(h).startswith("job type 'h' is paused"); m.run_due()
+    m._lane.store.shut('frozen: unpaid')
+    assert m.explain(h)==f"job type 'h' is paused since {to_iso(clock.t)}; besides, the tenant is frozen: unpaid"
+    m._lane.store.unshut()
+    p,_ = m.options(delay=99).submit('a', note); c,_ = m.options(after=p).submit('a', note, x='kid')
+    with m._lane.store.writing() as conn: conn.execute("update tenant_jobs set status='completed', ready=null where id=?", (p,)).fetchall()     # as older versions do
+    assert m.explain(c).startswith('the jobs it waited for are over, and no worker runs')
+    m.run_due()
+    assert ran==['kid']
+
+def test_a_background_task_does_not_wait_for_what_is_paused(t):
+    m = t.mgr(wait_s=None)
+    m.pause(job_type='a'); m.pause(queue='q')
+    asyncio.run(m.submit('b', note, x='b')[1]())
+    assert ran==['b']
+    for id,bg in (m.submit('a', note), m.options(queue='q').submit('b', note)):
+        asyncio.run(asyncio.wait_for(bg(), 15))
+        assert m.get_job(id).status=='pending'
 
 # --- flows and retries
 

@@ -422,6 +422,13 @@ def test_timeout_async_and_retry(t):
     j = done(m, id, status='failed')
     assert j.retry_count==2 and ran==['cancelled']*2 and [o['outcome'] for o in json.loads(j.attempts)]==['timeout']*2
 
+def test_deadlines_of_what_has_ended_are_forgotten(t):
+    "An hour's timeout does not keep an hour's jobs in memory"
+    m = t.mgr()
+    m.options(timeout=3600).submit_many('a', note, [dict(x=i) for i in range(4000)])
+    all_done(m, 4000)
+    assert len(_w._worker.deadlines)<2100 and not any(o[2] for o in _w._worker.deadlines)
+
 def test_in_time(t):
     m = t.mgr()
     ids = m.options(timeout=30).submit_many('a', note, [dict(x=i) for i in range(200)])

@@ -103,7 +103,7 @@ def room_of_rate(
     now:float, # Seconds since 1970
 )->int:
     "How many may start now"
-    return max(0, n-_rows(file, 'select count(*) from tenant_starts where key=? and at>?', (key, to_iso(now-period_s)))[0][0])
+    return max(0, n-_rows(file, 'select count(*) from tenant_starts where key=? and at>? and at<=?', (key, to_iso(now-period_s), to_iso(now+period_s)))[0][0])
 
 def note_starts(
     c, # The connection, inside `writing()`
@@ -112,8 +112,8 @@ def note_starts(
     period_s:float, # Seconds for which a start counts
     now:float, # Seconds since 1970
 ):
-    "Count these starts, and forget those whose period is over"
-    c.execute('delete from tenant_starts where key=? and at<=?', (key, to_iso(now-period_s))).fetchall()
+    "Count these starts, and forget those whose period is over, or which a clock that was put back makes lie far ahead"
+    c.execute('delete from tenant_starts where key=? and (at<=? or at>?)', (key, to_iso(now-period_s), to_iso(now+period_s))).fetchall()
     c.executemany('insert or ignore into tenant_starts values(?,?,?)', [(key, to_iso(now), i) for i in ids])
 
 def next_start(
@@ -121,9 +121,10 @@ def next_start(
     key:str, # Value of `limit_key`
     n:int, # So many
     period_s:float, # in so many seconds
+    now:float, # Seconds since 1970
 )->float: # Seconds since 1970; 0 for now
     "When the next may start"
-    rows = _rows(file, 'select at from tenant_starts where key=? order by at desc limit 1 offset ?', (key, n-1))
+    rows = _rows(file, 'select at from tenant_starts where key=? and at<=? order by at desc limit 1 offset ?', (key, to_iso(now+period_s), n-1))
     return from_iso(rows[0][0])+period_s if rows else 0.
 
 # %% ../../nbs/store/08_controls.ipynb #6c2e62ac

@@ -32,6 +32,7 @@ _new_all = attrgetter(*_ALL)
 class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
     _few = True                                # whether the last claim found few
+    rescued = [],[]         # what the last rescue took back: `Ack`s, `Claim`s
     freed,now = (),None     # `Freed`s: what ends of jobs did to their children, for the lane to make known; the lane's clock
     def insert(self,
         jobs:list, # `NewJob`s
@@ -389,9 +390,10 @@ def rescue(self:SqliteStore,
     if lease_until and not self._count('delete from tenant_workers where id=? and lease_until=?', (owner, lease_until)): return 0
     rows = self._do(_RUNNING, (owner,))
     begun = [o for o in rows if executed is None or (o[1].encode()[:40],o[2]) in executed]
-    self.ack([crashed(Claim(*o[:-1]), o[-1], now, why) for o in begun])
+    self.rescued = acks,back = [crashed(Claim(*o[:-1]), o[-1], now, why) for o in begun],[Claim(*o[:-1]) for o in rows if o not in begun]
+    self.ack(acks)
     if begun: self.meter(now[:10], len(begun), 0., 0)
-    self.release([Claim(*o[:-1]) for o in rows if o not in begun])
+    self.release(back)
     return len(rows)
 
 # %% ../../nbs/store/02_sqlite.ipynb #e7c1bc40
