@@ -369,3 +369,32 @@ def test_bulk_retries_parents_before_children(m, monkeypatch):
     assert {o.status for o in m.list_jobs()}=={'failed'}, 'a child alone would only fail again'
     w.post('/bulk', do='retry', sure='1')
     assert [(m.get_job(o).status, m.get_job(o).ready) for o in (first, kid, grandkid)]==[('pending',1), ('pending',4), ('pending',4)]
+
+# --- tenants
+
+def test_overview_opens_few(tmp_path):
+    ts = Tenants(tmp_path/'many', worker=False, tasks=[work])
+    for i in range(60): ts.create(f't{i:02}')
+    run(ts['t07'].jobs, work, name='x')
+    html = client(dashboard(ts)).get('/').text
+    assert '60' in html and 't07' in html and len(ts._pool.open)<=33
+    assert 't59' in client(dashboard(ts)).get('/tenants').text
+    ts.close()
+
+def test_freeze_and_thaw(ts):
+    w = Web(ts)
+    w.post('/tenant', tenant='acme', do='freeze', why=f'<b>they asked</b> password={SECRET}')
+    html = w.get('/tenant?tenant=acme')
+    assert ts['acme'].status=='frozen' and '&lt;b&gt;they asked' in html and SECRET not in html and '>Thaw<' in html
+    w.post('/tenant', tenant='acme', do='thaw')
+    assert ts['acme'].status=='active'
+    assert 'not in quarantine' in unescape(w.post('/tenant', 409, tenant='acme', do='resume').text)
+    w.post('/tenant', 404, tenant='nope', do='freeze'); w.post('/tenant', 400, tenant='acme', do='delete')
+    assert [a['action'] for a in Board(ts).actions()]==['resume','thaw','freeze']
+
+def test_failures_are_grouped(m):
+    for i in range(5): run(m, boom, name=f'n{i}')
+    html = unescape(Web(m).get('/failures'))
+    assert '>5<' in html and html.count('class="err"')==1
+    link = re.search(r'href="(/jobs\?status=failed[^"]*)"', html)[1]
+    assert 'No jobs' not in Web(m).get(link) and SECRET not in html
