@@ -175,7 +175,7 @@ def _paths(p):
 
 def _alive(p):
     heres = [p.tenants._here] if p.tenants is not None else [h for o in p.names if (h := p.manager(o)._lane.here)]
-    return len({(h.dir, o) for h in heres for o in h.owners() if o!=h.owner and h.alive(o) is not False})
+    return len({(h.dir, o) for h in heres for o in h.workers()})
 
 def _mounts():
     try:

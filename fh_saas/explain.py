@@ -49,8 +49,7 @@ def _parents(lane, row):
 def _nobody(lane):
     "Whether no living process is known that could run jobs"
     if lane.server: return None
-    here = lane.here
-    if here and any(here.alive(o) is not False for o in here.owners() if o!=here.owner): return None
+    if lane.here and lane.here.workers(): return None
     return 'no worker runs: no process serves this database; start `fh_saas worker`, or an app whose manager has worker=True'
 
 def _full(lane):

@@ -98,7 +98,7 @@ def serve(self:Worker,
         if lane in self.lanes or self.stopping: return
         self.lanes.append(lane)
         lane.seen,lane.server = set(),self
-    if lane.here: self.listen(lane.here)
+    if lane.here: self.listen(lane.here); lane.writes_only or lane.here.serve()
     lane.due_at = None
     if here: self._begin(lane)
     else: self.kick(lane)
@@ -565,7 +565,7 @@ def join(self:Worker,
     self.start()
     if source in self.sources: return
     self.sources.append(source)
-    if source.here: self.listen(source.here)
+    if source.here: self.listen(source.here); source.here.serve()
 
 @patch
 def part(self:Worker,
@@ -634,7 +634,9 @@ def _until(f, s):
 @patch
 def _deafen(self:Worker, here):
     "Stop listening to a folder's doorbell if no lane of it is left"
-    if any(o.here is here for o in (*self.lanes, *self.sources)) or not here._sock: return
+    if any(o.here is here for o in (*self.lanes, *self.sources)): return
+    here.serve(False)
+    if not here._sock: return
     self._heard_by.discard(here)
     try: self._sel.unregister(here)
     except (KeyError, ValueError, AttributeError): pass

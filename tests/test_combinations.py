@@ -14,13 +14,8 @@ def boom(x=None): raise OSError(f'boom {x}')
 @pytest.fixture(autouse=True)
 def fresh(): ran.clear()
 
-class Clock:
-    def __init__(self): self.t = 1_800_000_000.
-    def __call__(self): return self.t
-    def tick(self, s): self.t += s
-
 @pytest.fixture
-def clock(): return Clock()
+def clock(job_clock): return job_clock
 @pytest.fixture
 def m(t, clock): return t.mgr(worker=False, clock=clock)      # nothing runs but by run_due(), and time stands still
 
@@ -148,6 +143,19 @@ def test_explain_names_all_that_holds(m, clock):
     assert m.explain(c).startswith('the jobs it waited for are over, and no worker runs')
     m.run_due()
     assert ran==['kid']
+
+def test_explain_beside_processes_that_run_nothing(t):
+    "A web process with worker=False lives: still no worker. One runs, and stops: there was one"
+    m = t.look()
+    with process(t, "m = mgr(worker=False); out('up'); sys.stdin.readline()") as p:
+        said(p, 'up')
+        id,_ = m.submit('a', note)
+        assert m.explain(id).startswith('no worker runs')
+        with process(t, "m = mgr(tasks=[]); out('up'); m.run()") as q:
+            said(q, 'up')
+            until(lambda: 'knows its task' in m.explain(id))
+            end(q, 15)
+        assert m.explain(id).startswith('no worker runs')
 
 def test_a_background_task_does_not_wait_for_what_is_paused(t):
     m = t.mgr(wait_s=None)

@@ -28,13 +28,8 @@ def retry_in(s): raise RetryIn(s)
 @pytest.fixture(autouse=True)
 def fresh(): ran.clear(); gate.clear(); begun.clear(); yield; gate.set()
 
-class Clock:
-    def __init__(self): self.t = 1_800_000_000.
-    def __call__(self): return self.t
-    def tick(self, s): self.t += s
-
 @pytest.fixture
-def clock(): return Clock()
+def clock(job_clock): return job_clock
 @pytest.fixture
 def m(t, clock): return t.mgr(worker=False, clock=clock)      # nothing runs but by run_due(), and time stands still
 

@@ -17,12 +17,8 @@ def waits(x=None): begun.set(); gate.wait(20)
 def snooze(): raise Snooze(60)
 def discard(): raise Discard('no use')
 
-class Clock:
-    def __init__(self): self.t = 1_800_000_000.
-    def __call__(self): return self.t
-
 @pytest.fixture
-def clock(): return Clock()
+def clock(job_clock): return job_clock
 @pytest.fixture
 def m(t, clock): return t.mgr(worker=False, clock=clock)
 
@@ -84,14 +80,15 @@ def test_timeout(t, heard):
     until(lambda: 'job.failed' in heard.names(id))
     assert heard.of('job.failed')[0]['how']=='timeout' and 'Timed out' in heard.of('job.failed')[0]['error']
 
-def test_held_parked_released(m, t, heard):
+def test_held_parked_released(m, t, clock, heard):
     m.pause(job_type='mail')
     id,_ = m.submit('mail', note)
     m.run_due()
     assert heard.names(id)==['job.submitted', 'job.held'] and heard.of('job.held')[0]['line']=='t:mail'
     m.resume(job_type='mail'); m.run_due()
     assert heard.names(id)[-2:]==['job.started', 'job.completed']
-    run_py(t, "mgr(worker=False).submit('x', quick, folder=folder)")
+    run_py(t, "mgr(worker=False).submit('x', lambda: 1)")
+    clock.t = time.time()+1
     m.run_due()
     assert len(heard.of('job.parked'))==1
     lane = m._lane
