@@ -4,7 +4,7 @@ from chaos import machine
 
 def test_any_order_of_events():
     "P1-P5: see chaos/machine.py; the long form is `python -m tests.chaos --minutes 30`"
-    machine.run(60)
+    machine.run(40, 60)
 
 # --- found by the state machine
 

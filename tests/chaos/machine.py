@@ -2,9 +2,10 @@
 Several processes (`Owner`) are played by one, on one database, with an injected clock and attempts that are begun and ended by hand"""
 import os, shutil, sys, tempfile
 from copy import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
-from hypothesis import HealthCheck, Verbosity, settings
+from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from fh_saas.context import Cancelled, LostClaim, context_of, current, current_job
@@ -156,7 +157,7 @@ class Machine(RuleBasedStateMachine):
             assert f't:{j.job_type}' not in m.paused, 'claimed though its type is paused'
             if n := m.limits.get(j.job_type): assert len(m.running(job_type=j.job_type))<=n, 'more of a type than may run'
             if j.task in ('keyed', 'rated'): assert len(m.running(limit_key=j.limit_key))<=LIMIT, 'more of a key than may run'
-            if j.task=='rated': self.starts[c.id, c.fence] = self.now
+            if j.task=='rated': self.starts[c.id, self.now] = self.now
         if any(m.jobs[a.claim.id].task=='rated' for a in got):
             self.starts = {k:t for k,t in self.starts.items() if t>self.now-RATE[1]}
             assert len(self.starts)<=RATE[0], 'more starts than the rate allows'
@@ -171,8 +172,8 @@ class Machine(RuleBasedStateMachine):
             if line: assert max(line)<=min((o['priority'], o['run_at'] or '') for o in left), 'a job was passed over'
 
     def started(self, lane, a):
-        j = self.model.jobs[a.claim.id]
-        if not self.model.holds(a.claim) and j.status=='pending': self.model.claim(j, lane.owner, a.claim.fence)     # called by hand
+        if any(a is x for o in self.owners for x in o.hands): return
+        self.model.claim(self.model.jobs[a.claim.id], lane.owner, a.claim.fence)     # called by hand
 
     def ended(self, lane, a, out):
         j,c = self.model.jobs.get(a.claim.id),a.claim
@@ -209,6 +210,22 @@ class Machine(RuleBasedStateMachine):
     def hide(self, i):
         "The process is not seen any more by others, as if it were on another machine; it goes on"
         if not (o := self.owner(i)).hidden: o.hide()
+
+    @precondition(lambda self: len(self.owners)>1)
+    @rule(i=index, dies=st.booleans(), s=st.sampled_from([0., 100.]))
+    def take_over(self, i, dies, s):
+        "A process dies, or stands still beyond its lease on another machine, and another takes its jobs"
+        o = self.owner(i)
+        if not any(r['ready']==1 for r in self.rows().values()): self.submit_many(i, 'plain', 'a', 3, {}, 'ok')
+        for a in o.lane.turn(3)[:2]: o.lane.start(a)
+        if dies: self.kill(i, s>0)
+        else: self.hide(i)
+        self.now += s
+        self.sweep(self.owners.index(next(x for x in self.owners if x is not o)), False)
+        if dies: return
+        for n,a in enumerate([a for a in o.hands if a.began and not a.ended]):      # it wakes, and goes on
+            if n%2: self.do_step(o, a, 't')
+            else: self.do_transaction(o, a)
 
     @somebody
     @rule(i=index)
@@ -264,7 +281,7 @@ class Machine(RuleBasedStateMachine):
     def submit_many(self, i, task, kind, n, opts, how):
         o = self.owner(i)
         opts,kw,job = self.spec(o, task, kind, 2, opts, how, 'x')
-        self.expect([copy(job) for _ in range(n)], o.m.options(**opts).submit_many(kind, TASKS[task], [kw]*n, 2))
+        self.expect([replace(job, steps={}, waits=set()) for _ in range(n)], o.m.options(**opts).submit_many(kind, TASKS[task], [kw]*n, 2))
 
     @somebody
     @rule(i=index, kind=types, opts=st.lists(some_options, min_size=1, max_size=3), commit=st.booleans())
@@ -294,15 +311,18 @@ class Machine(RuleBasedStateMachine):
     @rule(i=index, limit=st.integers(0, 4))
     def turn(self, i, limit): self.owner(i).lane.turn(limit)
 
-    @something
-    @rule(i=index, limit=st.integers(1, 4), hows=st.lists(st.sampled_from([None, 'claim', 'ok', 'fail', 'discard', 'snooze']), max_size=4))
+    @somebody
+    @rule(i=index, limit=st.integers(1, 4), hows=st.lists(st.sampled_from([None, 'begin', 'transaction', 'ok', 'fail', 'fail', 'discard', 'snooze']), max_size=4))
     def work(self, i, limit, hows):
         "The ordinary course: claim, begin some, end some"
         o = self.owner(i)
+        if not any(r['ready']==1 for r in self.rows().values()): self.submit_many(i, 'plain', 'a', 3, {}, 'ok')
         for a,how in zip(o.lane.turn(limit), hows):
             if how is None: continue
             o.lane.start(a)
-            if how=='claim': continue
+            if how=='begin': continue
+            if list(self.model.jobs).index(a.claim.id)%2: self.do_step(o, a, 's')
+            if how=='transaction': self.do_transaction(o, a)
             o.lane.end(a, outcomes.get(how) or Outcome('failed', error='boom', summary='boom'), 1.)
             self.stale.append((o, a))
 
@@ -347,7 +367,9 @@ class Machine(RuleBasedStateMachine):
         "An attempt ends that has ended already, or whose place was taken: through its lane, or straight at the store"
         o,a = self.stale[k%len(self.stale)]
         if a.ack is None and a.ended is None or not a.ended: return
-        if o.alive and twice: o.lane.acks.append(copy(a))
+        if o.alive and twice:
+            o.lane.acks.append(b := copy(a))
+            b.ack = copy(a.ack)
         elif not self.model.holds(a.claim):
             count['late end, at the store'] += 1
             s = self.owner(i).lane.store
@@ -389,8 +411,9 @@ class Machine(RuleBasedStateMachine):
 
     @at_work
     @rule(i=index, name=st.sampled_from(['s', 't']), works=st.booleans())
-    def step(self, i, name, works):
-        o,a = self.hand(i)
+    def step(self, i, name, works): self.do_step(*self.hand(i), name, works)
+
+    def do_step(self, o, a, name, works=True):
         if a.over or a.job and name in a.job._named: return
         j,job,calls = self.model.jobs.get(a.claim.id),context_of(a),[]
         def fn():
@@ -409,8 +432,9 @@ class Machine(RuleBasedStateMachine):
 
     @at_work
     @rule(i=index, commit=st.booleans(), child=st.booleans())
-    def complete_in_transaction(self, i, commit, child):
-        o,a = self.hand(i)
+    def complete_in_transaction(self, i, commit, child): self.do_transaction(*self.hand(i), commit, child)
+
+    def do_transaction(self, o, a, commit=True, child=False):
         if a.over: return
         job,kid,held = context_of(a),None,self.model.holds(a.claim)
         tok = current.set(a)
@@ -638,5 +662,5 @@ def run(examples, steps=50, store='sqlite', seed=None, blob=None, verbose=False)
     cls = type('Machine', (Machine,), dict(store=store))
     if seed is not None: cls = hypothesis.seed(seed)(cls)
     if blob: cls = hypothesis.reproduce_failure(hypothesis.__version__, blob)(cls)
-    run_state_machine_as_test(cls, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True, database=None, report_multiple_bugs=False,
+    run_state_machine_as_test(cls, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True, database=None, report_multiple_bugs=False, phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck), verbosity=Verbosity.verbose if verbose else Verbosity.normal))
