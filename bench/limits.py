@@ -17,6 +17,7 @@ enc,dec,ids = msgspec.json.encode,msgspec.json.decode,JobIds()
 def connect():
     c = apsw.Connection(path)
     c.set_busy_timeout(30000)
+    c.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)     # else `limit ?` is compiled anew at each call
     for o in ('journal_mode=wal', 'synchronous=full', 'temp_store=memory'): c.execute('pragma '+o).fetchall()
     return c
 

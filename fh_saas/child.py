@@ -229,5 +229,6 @@ def serve(
     _behave()
     os.register_at_fork(after_in_child=lambda: (p.wire.sock.close(), os.close(life)))
     threading.Thread(target=p.listen, name='fh_saas-parent', daemon=True).start()
-    p.wire.send('ready')
+    try: p.wire.send('ready')
+    except OSError: return         # the parent has died meanwhile
     p.work()

@@ -9,7 +9,7 @@ __all__ = ['INTERRUPTED', 'Outcome', 'clip', 'failed', 'raised', 'returned', 'ca
 import asyncio, msgspec, traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
-from .context import context_of, current
+from .steps import context_of, current
 from .ids import to_iso
 from .payload import dump_result, load_kwargs
 from .options import row_backoff
@@ -100,11 +100,21 @@ def _within(a, func, kw):
     current.set(a)
     return func(**kw)
 
+class _Alone:
+    "An attempt on a loop of its own, for whoever wants it to end"
+    def __init__(self): self.task,self.loop = asyncio.current_task(),asyncio.get_running_loop()
+    def kill(self, grace_s=None):
+        try: self.loop.call_soon_threadsafe(self.task.cancel)
+        except RuntimeError: pass          # it has ended
+
 def _alone(aw, a):
     "Await `aw` in a thread that may or may not already run a loop"
     got = []
     async def wait():      # asyncio must hold neither result nor exception: it prints them, and their repr may raise
         current.set(a)
+        if a is not None:
+            a.handle = h = _Alone()
+            if a.stop: h.kill()            # whoever sets `stop` looks at `handle` afterwards
         try: got.append((await aw, None))
         except BaseException as e: got.append((None, e))
     if asyncio._get_running_loop() is None: asyncio.run(wait())

@@ -25,29 +25,31 @@ def _held(lane, row):
         ctl = read_controls(lane.store)
         if since := ctl.get(f'pause:t:{k}'): return f'job type {k!r} is paused since {since}'
         n,ids = ctl.get(f'limit:t:{k}'),_running(lane, 'tj_history where job_type=?', k)
-        return f'limit {len(ids)} of {n} for job type {k!r} is used by {_some(ids)}' if n and ids else 'it was held back and is about to be let go'
+        return f'limit {len(ids)} of {n} for job type {k!r} is used by {_some(ids)}' if n and ids else _soon(lane)
     t,key = lane.known.resolve(row['task'], row['id']),k.partition('\x1f')[2]
     under = f' under the key {key!r}' if key else ''
     if t is None: return f'it was held back by a limit of its task {row["task"]!r}, which nobody here knows'
     if kind=='r' and t.rate:
         n,s = t.rate
-        return f'its task may start {n} in {s:g} s{under}; the next may at {_at(lane, next_start(lane.store, k, n, s))}'
+        return f'its task may start {n} in {s:g} s{under}; the next may at {_at(lane, next_start(lane.store, k, n, s, lane.clock()))}'
     ids = _running(lane, 'tj_limit where limit_key=?', k)
-    return f'limit {len(ids)} of {t.limit}{under} is used by {_some(ids)}' if t.limit and ids else 'it was held back and is about to be let go'
+    return f'limit {len(ids)} of {t.limit}{under} is used by {_some(ids)}' if t.limit and ids else _soon(lane)
+
+def _soon(lane): return _nobody(lane) or 'it was held back and is about to be let go'
 
 def _at(lane, t): return to_iso(max(t, lane.clock()))
 
 def _parents(lane, row):
-    rows = lane.store.read('''select p.id,p.status from tenant_job_parents l join tenant_jobs p on p.id=l.parent where l.child=? limit 100''', (row['id'],))
-    if not rows: return 'the jobs it waited for are over, and it is about to be let go'
+    rows = lane.store.read('''select p.id,p.status from tenant_job_parents l join tenant_jobs p on p.id=l.parent
+        where l.child=? and p.status in ('pending','running') limit 100''', (row['id'],))
+    if not rows: return 'the jobs it waited for are over, and '+(_nobody(lane) or 'it is about to be let go')
     return f'it waits for {_some([f"job {i} ({s})" for i,s in rows])}'
 
 # %% ../nbs/16_explain.ipynb #06510bb4
 def _nobody(lane):
     "Whether no living process is known that could run jobs"
     if lane.server: return None
-    here = lane.here
-    if here and any(here.alive(o) is not False for o in here.owners() if o!=here.owner): return None
+    if lane.here and lane.here.workers(): return None
     return 'no worker runs: no process serves this database; start `fh_saas worker`, or an app whose manager has worker=True'
 
 def _full(lane):
@@ -60,30 +62,34 @@ def _full(lane):
     if len(w.running)>=w.threads and w.ready.nrun>=w.threads: return f'all {w.threads} threads of this process are busy'
     return None
 
+def _paused(lane, row):
+    q,t,ctl = row['queue'] or 'default',row['job_type'],read_controls(lane.store)
+    if since := ctl.get(f'pause:q:{q}'): return f'queue {q!r} is paused since {since}'
+    if since := ctl.get(f'pause:t:{t}'): return f'job type {t!r} is paused since {since}'
+    return None
+
 def _queue(lane, row):
     q,n = row['queue'] or 'default',None
-    if since := read_controls(lane.store).get(f'pause:q:{q}'): return f'queue {q!r} is paused since {since}'
     if lane.server and lane.server.queues is not None and q not in lane.server.queues: return f'queue {q!r} is not served by this process, and no other has claimed it yet'
-    if (n := lane.limits.widths.get(q)) and len(ids := [a.claim.id for a in list(lane.hand.values()) if (a.claim.queue or 'default')==q])>=n:
+    w = lane.server
+    if w and (n := w.widths.get(q)) and len(ids := [a.claim.id for o in list(w.lanes) for a in list(o.hand.values()) if (a.claim.queue or 'default')==q])>=n:
         return f'queue {q!r} runs {len(ids)} of {n} in this process: {_some(ids)}'
     return None
 
 def _due(lane, row):
     if gate := lane.store.gate(): return f'the tenant is {gate}'
-    if why := _queue(lane, row) or _nobody(lane) or _full(lane): return why
+    if why := _paused(lane, row) or _queue(lane, row) or _nobody(lane) or _full(lane): return why
     n = lane.store.read('''select count(*) from (select 1 from tenant_jobs indexed by tj_due where ready=1 and queue is ? and
         (priority,run_at)<(?,?) limit 1001)''', (row['queue'], row['priority'], row['run_at']))[0][0]
     return f'it is due since {row["run_at"]}, and {"no" if not n else n if n<=1000 else "more than 1000"} job{"s are" if n!=1 else " is"} before it'
 
 # %% ../nbs/16_explain.ipynb #9cb08f75
 def _later(lane, row):
-    gate = lane.store.gate()
-    also = f'; besides, the tenant is {gate}' if gate else ''
-    if row['ready']==HANDED: return f'it is due when its BackgroundTask is called, or at {row["run_at"]}{also}'
+    if row['ready']==HANDED: return f'it is due when its BackgroundTask is called, or at {row["run_at"]}'
     if row['retry_count']:
         err = (row['error_log'] or '').strip().splitlines()
-        return f'it is backing off until {row["run_at"]}, after attempt {row["retry_count"]} of {row["max_retries"]} failed'+(f': {err[-1]}' if err else '')+also
-    return f'it is due at {row["run_at"]}{also}'
+        return f'it is backing off until {row["run_at"]}, after attempt {row["retry_count"]} of {row["max_retries"]} failed'+(f': {err[-1]}' if err else '')
+    return f'it is due at {row["run_at"]}'
 
 def _parked(lane, row):
     return (_nobody(lane) or f'no worker that has seen it knows its task {row["task"]!r}: register it with @task, give it in tasks=, or start the version of the code that has it')
@@ -95,12 +101,16 @@ def explain(
     "Why a job is not running, or what it is doing. Raises `StoreError`"
     status,ended = row['status'],row['completed_at']
     if status=='running':
+        if row['owner']!=lane.owner and lane.here and lane.here.alive(row['owner'] or '') is False:
+            return 'its process died, and '+(_nobody(lane) or 'a worker is about to take it back')
         asked = f', and was asked to end at {row["cancel_at"]}' if row['cancel_at'] else ''
         return f'it is running since {row["started_at"]}, attempt {row["retry_count"]+1} of {row["max_retries"]}, in worker {row["owner"]}{asked}'
     if status!='pending':
         err = (row['error_log'] or '').strip().splitlines()
         return f'it is over: {status} at {ended}'+(f', {err[-1]}' if err and status!='completed' else '')
     if row['task'] is None: return 'it was left by the older package and names no task; see adopt()'
-    of = {WAITS:_parents, HELD:_held, PARKED:_parked, LATER:_later, HANDED:_later, DUE:_due}
-    if row['ready'] in (LATER, HANDED) and from_iso(row['run_at'])<=lane.clock(): return _due(lane, row)
-    return of[row['ready']](lane, row)
+    of = {WAITS:_parents, HELD:_held, PARKED:_parked, LATER:_later, HANDED:_later}
+    if row['ready']==DUE or row['ready'] in (LATER, HANDED) and from_iso(row['run_at'])<=lane.clock(): return _due(lane, row)
+    why,gate = of[row['ready']](lane, row),lane.store.gate()
+    also = [o for o in (gate and f'the tenant is {gate}', _paused(lane, row)) if o and o not in why]
+    return why+''.join(f'; besides, {o}' for o in also)

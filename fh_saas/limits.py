@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from fastcore.basics import patch
 from .store.base import Claim
-from .store.controls import (count_type, counts, gate_and_controls, held_for, hold, let_go, next_start, note_starts, read_controls, room_of_rate)
+from .store.controls import (any_held, count_type, counts, gate_and_controls, held_for, hold, let_go, next_start, note_starts, read_controls, room_of_rate)
 from .store.sqlite import SqliteStore
 from .tasks import Known
 from typing import Callable
@@ -25,7 +25,8 @@ class Limits:
     ):
         self.store,self.known,self.clock = store,known,clock
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
-        self.widths = {}                      # jobs of a queue that may run in this process at the same time, by name
+        self.due = self.named = True          # whether anything is due, and whether in a named queue
+        self.put_off = {}                     # claims that the turn under way put into a line, by line
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
     def __repr__(self): return f'Limits({self.store.path!r}, controls={sorted(self.ctl)})'
@@ -36,43 +37,71 @@ def is_shut(self:Limits,
     c, # The connection, inside `writing()`
 )->bool:
     "Whether nothing at all may be claimed. Brings the controls up to date"
-    shut,seen = gate_and_controls(c)
+    shut,seen,self.due,self.named = gate_and_controls(c)
     if seen!=self._seen: self.ctl,self._seen = read_controls(c),seen
     return shut
 
 @patch
+def serves(self:Limits,
+    queue:str, # A queue; None for the default one
+    names:set=None, # Those that this process serves; None for all
+)->bool:
+    "Whether its jobs may run here"
+    name = queue or 'default'
+    return f'pause:q:{name}' not in self.ctl and (names is None or name in names)
+
+@patch
+def is_paused(self:Limits,
+    queue:str, # Name of a queue; None for the default one
+    job_type:str, # Category
+)->bool:
+    "Whether a job like that is kept from running by a pause, as of the last claim"
+    return bool(self.ctl) and (f'pause:q:{queue or "default"}' in self.ctl or f'pause:t:{job_type}' in self.ctl)
+
+@patch
 def queues(self:Limits,
     limit:int, # At most so many from each
-    running:list, # `Claim`s that this process has in hand
+    width:Callable=None, # Called with a queue's name, gives how many of it this process may claim, or None for no bound of its own; None where no queue has one
     serves:set=None, # Names of the queues that this process serves, `default` for the default one; None for all
 )->tuple: # Pairs (queue, at most so many of it)
-    "From which queues to claim, inside `writing()`"
-    names = self.store.due_queues()
-    if names==[None] and not (self.ctl or self.widths or serves): return (None, limit),
-    out,busy = [],Counter(c.queue or 'default' for c in running) if self.widths else {}
-    for q in names:
+    "From which queues to claim, inside `writing()`, after `is_shut`"
+    if not (self.named or self.ctl or width or serves): return (None, limit),
+    out = []
+    for q in self.store.due_queues():
         name = q or 'default'
-        if f'pause:q:{name}' in self.ctl or serves is not None and name not in serves: continue
-        n = limit if name not in self.widths else min(limit, self.widths[name]-busy[name])
+        if not self.serves(q, serves): continue
+        n = limit if width is None or (w := width(name)) is None else min(limit, w)
         if n>0: out.append((q, n))
     return tuple(out)
 
 # %% ../nbs/10_limits.ipynb #9ce89adb
 def _of_types(self, c, claims):
-    room = {}
-    for t,n in Counter(o.job_type for o in claims).items():
+    "Room in the lines of job types, how many claims stand in each"
+    room,mine = {},Counter([o.job_type for o in claims]) if self.ctl else {}
+    for t,n in mine.items():
         if f'pause:t:{t}' in self.ctl: room[f't:{t}'] = 0
         elif lim := self.ctl.get(f'limit:t:{t}'): room[f't:{t}'] = int(lim)-count_type(c, t)+n
-    return room
+    return room,{f't:{t}':n for t,n in mine.items()}
 
 def _of_keys(self, c, claims):
+    "Room in the lines of keys, how many claims stand in each, and the rates among them"
     room,rates,keyed = {},{},[o for o in claims if o.limit_key]
     tasks = {o.limit_key:self.known.resolve(o.task, o.id) for o in keyed}
-    mine,run = Counter(o.limit_key for o in keyed),counts(c, list(tasks)) if keyed else {}
+    mine,run = Counter([o.limit_key for o in keyed]),counts(c, list(tasks)) if keyed else {}
     for k,t in tasks.items():
         if t and t.limit: room[f'l:{k}'] = t.limit-run.get(k, 0)+mine[k]
         if t and t.rate: room[f'r:{k}'],rates[k] = room_of_rate(c, k, *t.rate, self.clock()),t.rate
-    return room,rates
+    return room,{f'{a}:{k}':n for k,n in mine.items() for a in 'lr'},rates
+
+def _part(claims, room):
+    "(those that may run, the others by the line that is full); a claim takes a place in each of its lines"
+    out,held = [],{}
+    for o in claims:
+        lines = [k for k in (f't:{o.job_type}', f'l:{o.limit_key}', f'r:{o.limit_key}') if k in room]
+        if full := next((k for k in lines if room[k]<=0), None): held.setdefault(full, []).append(o); continue
+        for k in lines: room[k] -= 1
+        out.append(o)
+    return out,held
 
 @patch
 def admit(self:Limits,
@@ -81,16 +110,14 @@ def admit(self:Limits,
 )->list: # Those that may run
     "Hold the claims for which there is no room"
     if not claims or not self.ctl and not any([o.limit_key for o in claims]): return claims
-    room,rates = _of_keys(self, c, claims)
-    room |= _of_types(self, c, claims)
+    room,mine,rates = _of_keys(self, c, claims)
+    of_types,typed = _of_types(self, c, claims)
+    room |= of_types; mine |= typed
     if not room: return claims
-    self.used,out,held = True,[],{}
-    for o in claims:
-        lines = [k for k in (f't:{o.job_type}', f'l:{o.limit_key}', f'r:{o.limit_key}') if k in room]
-        if full := next((k for k in lines if room[k]<=0), None): held.setdefault(full, []).append(o); continue
-        for k in lines: room[k] -= 1
-        out.append(o)
+    self.used = True
+    out,held = _part(claims, room) if any([room[k]<mine[k] for k in room]) else (claims,{})
     for k,os in held.items(): hold(c, os, k)
+    if held: self.put_off = held
     self._note(c, out, rates, held)
     return out
 
@@ -98,7 +125,7 @@ def admit(self:Limits,
 def _note(self:Limits, c, out, rates, held):
     for k,(n,period) in rates.items():
         note_starts(c, k, [o.id for o in out if o.limit_key==k], period, self.clock())
-        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period)
+        if k in self.rates or f'r:{k}' in held: self.rates[k] = n,period,next_start(c, k, n, period, self.clock())
 
 # %% ../nbs/10_limits.ipynb #c63ec9a3
 @patch
@@ -107,9 +134,9 @@ def let_next(self:Limits,
     claims:list, # `Claim`s whose attempts have ended, or that went back
 ):
     "Let go one held job for each"
-    if not self.used: return
-    frees = Counter(f'l:{o.limit_key}' for o in claims if o.limit_key)
-    frees.update(f't:{o.job_type}' for o in claims if f'limit:t:{o.job_type}' in self.ctl)
+    if not self.used or not any_held(c): return
+    frees = Counter([f'l:{o.limit_key}' for o in claims if o.limit_key])
+    frees.update([f't:{o.job_type}' for o in claims if f'limit:t:{o.job_type}' in self.ctl])
     if frees: let_go(c, list(frees.items()))
 
 @patch
@@ -138,7 +165,7 @@ def _room_now(self, line, task):
         return 0 if f'pause:t:{k}' in self.ctl else int(lim)-count_type(self.store, k) if lim else 1000
     if t is None: return 1                         # a claim will find that nobody knows it
     if kind=='l': return t.limit-counts(self.store, [k]).get(k, 0) if t.limit else 1000
-    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate)
+    if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate, self.clock())
     return room_of_rate(self.store, k, *t.rate, self.clock()) if t.rate else 1000
 
 @patch

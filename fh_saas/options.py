@@ -65,6 +65,7 @@ def key_text(
     v, # Text, an int, or a tuple of them
 )->str: # At most 200 characters
     "A key as text, the same for equal keys only. Raises `TypeError` or `ValueError`"
+    if type(v) is str and v and len(v)<=200 and v.isascii() and '\0' not in v: return v       # most are
     for o in v if isinstance(v, tuple) else (v,):
         if isinstance(o, bool) or not isinstance(o, (str, int)): raise TypeError(f'{name} must be text, an int or a tuple of these, not {v!r}')
     if isinstance(v, str):
@@ -124,7 +125,9 @@ def _on_failed(k, v):
 
 def _rate(k, v):
     if not isinstance(v, (tuple, list)) or len(v)!=2: raise TypeError(f'{k} must be a pair (how many, in how many seconds), not {v!r}')
-    return _whole(k, v[0], 1),_longer(k, v[1])
+    n,s = _whole(k, v[0], 1),_longer(k, v[1])
+    if s>30*86400: raise ValueError(f'{k} must count over at most 30 days, not {s:g} s')
+    return n,s
 
 def _flag(k, v):
     if not isinstance(v, bool): raise TypeError(f'{k} must be True or False, not {v!r}')
@@ -176,6 +179,7 @@ def put_options(
         if callable(k): k = key_text('limit_key', _worked_out('limit_key', k, kwargs))
         job.limit_key = row_key(job.task, k)
     elif 'limit' in o or 'rate' in o: job.limit_key = job.task
+    if 'unique_for' in o and 'unique' not in o: raise ValueError('unique_for needs unique=')
     if u := get('unique'): _put_unique(job, u, get('unique_for', 'running'), kwargs, iso, now)
     if a := get('after'): job.parents = msgspec.json.encode(a).decode(); job.on_failed = job.on_failed or 'fail'
     at = now+o['delay'] if 'delay' in o else get('run_at')

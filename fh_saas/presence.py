@@ -28,7 +28,7 @@ class Presence:
         self._bells,self._heard_of = str(self.bells),(None,())
         self.bells.mkdir(parents=True, exist_ok=True)
         self._free,self._room,self._sock,self._lock,self._warned = deque(),0,None,threading.Lock(),False
-        self.uses,self._noted,self._list,self._lines,self._dead = 0,set(),None,0,set()
+        self.uses,self._noted,self._list,self._lines,self._dead,self._serves = 0,set(),None,0,set(),False
         self._open_run()
         self._open_bell()
         _here.add(self)
@@ -42,7 +42,7 @@ class Presence:
 def _open_run(self:Presence):
     "Make, lock, map and only then name the file of this process"
     new,self.path = self.dir/f'{self.owner}.new',self.dir/f'{self.owner}.run'
-    self._fd = os.open(new, os.O_RDWR|os.O_CREAT|os.O_EXCL|getattr(os, 'O_CLOEXEC', 0), 0o644)
+    self._fd = os.open(new, os.O_RDWR|os.O_CREAT|os.O_EXCL|getattr(os, 'O_CLOEXEC', 0), 0o744)     # see `serve`
     os.ftruncate(self._fd, _SLOT.size*_NSLOTS)
     own = os.open(new, os.O_RDWR)                # a description of its own: a mapping keeps its description, and so its lock,
     self._map = mmap.mmap(own, _SLOT.size*_NSLOTS)   # alive in every forked child
@@ -166,6 +166,25 @@ def executing(self:Presence,
 def owners(self:Presence)->list: # Owner ids, this process's among them
     "Everyone who has a file in the folder, dead or alive"
     return [o[:-4] for o in os.listdir(self.dir) if o.endswith('.run')]
+
+@patch
+def serve(self:Presence,
+    yes:bool=True, # Whether this process runs jobs of databases in this folder
+):
+    "Tell others, by the mode of the file: its owner's `x` says that this version speaks of it, its group's `x` says yes"
+    if yes==self._serves or self._fd is None: return
+    self._serves = yes
+    try: os.fchmod(self._fd, os.fstat(self._fd).st_mode & 0o767 | (0o010 if yes else 0))
+    except (OSError, AttributeError): pass
+
+@patch
+def workers(self:Presence)->list: # Owner ids
+    "Other processes that live and run jobs here; those of an older version, which do not say, are among them"
+    def may(o):
+        try: m = os.stat(self.dir/f'{o}.run').st_mode
+        except OSError: return False
+        return not m&0o100 or bool(m&0o010)
+    return [o for o in self.owners() if o!=self.owner and may(o) and self.alive(o) is not False]
 
 @patch
 def deaths(self:Presence)->list: # Owner ids

@@ -220,7 +220,7 @@ def told(self:Sweep):
     "Say what was done"
     if not self.n: return
     log.info('%s: %d jobs were pruned', self.lane.name, self.n)
-    emit('jobs.pruned', store=self.lane.name, count=self.n)
+    emit('jobs.pruned', store=self.lane.name, tenant=self.lane.tenant, count=self.n)
 
 def rest_s(
     took_s:float, # How long the step took, in seconds

@@ -30,7 +30,7 @@ from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
 from .tasks import Known, Tasks, register, shared
 from .telemetry import emit, log
-from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _job, _on_signals
+from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _widths, _job, _on_signals
 from pathlib import Path
 from typing import Callable
 
@@ -155,6 +155,7 @@ class Tenants:
         worker:bool=True, # Whether this process runs jobs; the environment's `FH_SAAS_WORKER=0` switches that off
         threads:int=4, # Sync tasks that run at the same time in this process
         async_jobs:int=100, # Async tasks that run at the same time in this process
+        queues:dict=None, # How many jobs of a queue, of all tenants together, run at the same time in this process, by its name; None, or a queue not in it, for no such bound
         handoff:float=5., # As in `BackgroundTaskManager`, and so the next ones
         wait_s:float=5., # Longest time a BackgroundTask waits for its job, in seconds; None for ever
         busy_s:float=5., # How long to wait for a locked database, in seconds
@@ -163,11 +164,11 @@ class Tenants:
         clock:Callable=time.time, # The time in seconds since 1970
     ):
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
-                       payload_limit=payload_limit, clock=clock)
+                       payload_limit=payload_limit, clock=clock, **_widths(queues))
         if not isinstance(most_open, int) or most_open<1: raise ValueError(f'most_open must be an int of at least 1, not {most_open!r}')
         if open is not None and not callable(open): raise TypeError(f'open must be a function that opens a tenant\'s database, not {open!r}')
         worker = worker and os.environ.get('FH_SAAS_WORKER')!='0'
-        self._options = dict(worker=worker, threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s,
+        self._options = dict(worker=worker, queues=queues, threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s,
                              drain_s=drain_s, payload_limit=payload_limit, clock=clock)
         self._host,self._opens,self.most_open,self.idle_s,self.closed = _host_file(where),open,most_open,idle_s,False
         self.tasks,self._known = Tasks(shared),Known()
@@ -633,7 +634,9 @@ def discard_jobs(self:Tenant,
 )->int: # How many were cancelled
     "Cancel jobs of a tenant in quarantine. Raises `TenantBusy` if it is not"
     if self.row.status!='quarantined': raise TenantBusy(f'tenant {self.id!r} is {self.status}, not in quarantine')
-    with self._file() as f: return f.discard(ids, to_iso(self.tenants._options['clock']()), 'Discarded in quarantine')
+    with self._file() as f: n = f.discard(ids, to_iso(self.tenants._options['clock']()), 'Discarded in quarantine')
+    emit('jobs.discarded', tenant=self.id, count=n)
+    return n
 
 @patch
 def resume(self:Tenant):
@@ -672,6 +675,7 @@ def _serve(self:Tenants):
     self.registry
     o = self._options
     w = _w.worker(o['threads'], o['async_jobs'], o['drain_s'])
+    w.widths.update(o['queues'] or {})
     with self._lock:
         if self._pool.worker is w: return w
         self._source = _Source(self)
@@ -914,7 +918,7 @@ def retry_failed(self:Tenants,
     for i,id in enumerate(ids):
         try:
             with Tenant(self, id)._file() as f: n = f.retry_failed(self._now(), job_type, error_contains, since)
-            if n: out[id] = n; self._ring(id)
+            if n: out[id] = n; self._ring(id); emit('jobs.retried', tenant=id, count=n)
         except (StoreError, KeyError) as e: out[id] = str(e)
         if progress: progress(i+1, len(ids), id)
     return out

@@ -14,7 +14,7 @@ from .async_pool import AsyncPool
 from .children import children, run_attempt
 from .executor import Outcome, call
 from .lane import Lane
-from .maintenance import heartbeat, mend, release_lost, rescue
+from .maintenance import heartbeat, look_in, mend, release_lost
 from .presence import Presence
 from .retention import Pruner
 from .shares import Line, Ready
@@ -43,7 +43,8 @@ class Worker:
         self.idle = self.nthreads = 0
         self.held = deque()                       # lanes with ends that wait for company
         self.means = {}                           # seconds by task name, in lanes that were closed
-        self.queues = None                        # names of the queues that it serves; None for all
+        self.queues,self.widths,self.starved = None,{},set()    # see Queues
+        self._tidy_at = 1000                      # how many deadlines there may be before those that are over are taken out
         self.deadlines,self.stuck = [],set()      # (when, number, attempt) of those that may not take for ever; attempts whose time was up and whose threads go on
         self.at_work,self.spells = set(),{}       # sync attempts that execute; runner thread -> [lane, since when its short task runs, attempt]
         self.stopping = self.stopped = self._watching = False
@@ -97,7 +98,7 @@ def serve(self:Worker,
         if lane in self.lanes or self.stopping: return
         self.lanes.append(lane)
         lane.seen,lane.server = set(),self
-    if lane.here: self.listen(lane.here)
+    if lane.here: self.listen(lane.here); lane.writes_only or lane.here.serve()
     lane.due_at = None
     if here: self._begin(lane)
     else: self.kick(lane)
@@ -210,7 +211,8 @@ def _visit(self:Worker, lane, runner=True):
 def _begin(self:Worker, lane):
     """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
     would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
-    try: self._look_in(lane)
+    try:
+        if look_in(lane): lane.news = True
     except Exception as e: lane._sick(e)
     for i in range(2):
         more = True
@@ -240,8 +242,10 @@ def _turn(self:Worker, lane, runner, claim):
     self.line.join(lane)
     limit,only = self._room(lane) if claim else (0,None)
     self._turners.append(t := time.monotonic())
+    ends = bool(lane.acks)
     try: got = lane.turn(limit, only, .05)      # a lane whose file is locked waits by itself, not in a runner
     finally: self._turners.remove(t)
+    if ends and self.starved: self._feed()
     self.line.charge(lane, got)
     if limit and len(got)<limit and not only: lane.hungry = False     # that was all there is
     self._spread(lane, got, runner)
@@ -284,8 +288,11 @@ def _spell(self:Worker, lane):
             t,began = time.monotonic(),t
             at = lane.end(a, out, t-began, keep=True)
             if t>end or not lane.small or self.todo and not self.idle: break
-            if self.todo or self._turners: t = self._give_way(t)
-            elif t>rest: rest = t+REST_S; select.select((), (), (), 0)     # let other threads have the interpreter for a moment
+            others = self.todo or self._turners
+            if not others and t<=rest: continue
+            if lane.here: lane.here.unmark(slot, keep=True)
+            if others: t = self._give_way(t)
+            else: rest = t+REST_S; select.select((), (), (), 0)     # let other threads have the interpreter for a moment
     finally:
         if a and lane.here: lane.here.unmark(slot)
         del self.spells[me]
@@ -313,7 +320,7 @@ def _own_room(self:Worker, lane):
     wide = self.async_jobs-len(self.pool)
     if slow is not None and slow<SHORT_S: wide = most_at_once-len(self.pool.waiting) if len(self.pool.running)<self.async_jobs else 0
     names = {True:[], False:[]}
-    for n in list(lane.means): names[bool((t := lane.known.resolve(n, '')) and t.is_async)].append(n)
+    for n in list(lane.means): names[lane.kinds.get(n, False)].append(n)
     if sync>0 and (wide>0 or not names[True] and not len(self.pool)): return min(most, most_at_once, max(sync, wide if names[True] and not names[False] else 0)),None
     only = names[False] if sync>0 else names[True] if wide>0 else []
     return (min(most, most_at_once, sync if sync>0 else wide),msgspec.json.encode(only).decode()) if only else (0,None)
@@ -322,12 +329,13 @@ def _own_room(self:Worker, lane):
 @patch
 def _spread(self:Worker, lane, got, runner):
     "Give claimed attempts to those who run them"
-    mine,theirs = [],[]
-    for a in got: (theirs if a.task.is_async else mine).append(a)
-    nsync = 0
-    for a in mine:
-        if runner and not (a.claim.timeout_s or a.task.process) and self._short(lane, a.task.name): lane.small.append(a)
-        else: self.ready.offer(lane, a); nsync += 1
+    short = {t for t in {a.task for a in got} if runner and not (t.is_async or t.process) and self._short(lane, t.name)}
+    small = [a for a in got if a.task in short and not a.claim.timeout_s]
+    lane.small.extend(small)
+    nsync,theirs = 0,[]
+    for a in got if len(small)<len(got) else ():
+        if a.task.is_async: theirs.append(a)
+        elif a.task not in short or a.claim.timeout_s: self.ready.offer(lane, a); nsync += 1
     for _ in range(min(nsync, self.idle)): self._tickets.put(None)
     if nsync>self.idle: self._watch()
     if theirs: self.pool.add(theirs)
@@ -417,19 +425,45 @@ def _look(self:Worker, now):
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
 
+# %% ../nbs/15_worker.ipynb #6ac8cf38
+@patch
+def grant(self:Worker,
+    lane:Lane, # Makes a turn
+    queue:str, # Name of a queue in which it has due jobs, `default` for the one without
+)->int: # None for no bound
+    "How many jobs of a queue the turn may claim"
+    if (width := self.widths.get(queue)) is None: return None
+    with self._lock:
+        busy = sum(o.grants.get(queue, 0)+sum(a.ended is None and (a.claim.queue or 'default')==queue for a in list(o.hand.values())) for o in self.lanes)
+        lane.grants[queue] = n = max(0, width-busy)
+    if not n: self.starved.add(lane)
+    return n
+
+@patch
+def _feed(self:Worker):
+    "A job has ended: lanes for which there was no width may try again"
+    again,self.starved = self.starved,set()
+    for o in again: self.kick(o)
+
 # %% ../nbs/15_worker.ipynb #075012cf
 _number = count()
 
 def _mine(a):
     "Take the attempt's token: True for one of those who ask"
-    try: a.token.pop(); return True
+    try: a.token.pop()[2] = None; return True      # the entry in `deadlines` holds on to it no longer
     except IndexError: return False
 
 @patch
 def _limit(self:Worker, a):
     "See to it that a sync attempt, about to begin in this thread, ends in time"
-    a.token = [None]
-    with self._lock: heapq.heappush(self.deadlines, (time.monotonic()+a.claim.timeout_s, next(_number), a))
+    entry = [time.monotonic()+a.claim.timeout_s, next(_number), a]
+    a.token = [entry]
+    with self._lock:
+        heapq.heappush(self.deadlines, entry)
+        if len(self.deadlines)>self._tidy_at:          # most ended long before their time
+            self.deadlines[:] = [o for o in self.deadlines if o[2] is not None]
+            heapq.heapify(self.deadlines)
+            self._tidy_at = max(1000, 2*len(self.deadlines))
     self._wake()
 
 @patch
@@ -437,10 +471,11 @@ def _expire(self:Worker, now):
     "End the attempts whose time is up"
     while self.deadlines and self.deadlines[0][0]<=now:
         with self._lock: *_,a = heapq.heappop(self.deadlines)
-        if a not in self.at_work: continue
-        if hasattr(a.handle, 'kill'): a.lane.halt(a, 'timeout'); continue
+        if a is None or a not in self.at_work: continue
+        if a.task.process: a.lane.halt(a, 'timeout'); continue
         if not _mine(a): continue
         a.stop,a.late = a.stop or 'timeout',True
+        if a.handle: a.handle.kill()
         self.at_work.discard(a)
         self.stuck.add(a)
         self.ready.done(a)
@@ -508,17 +543,9 @@ def _restless(self:Worker, lane):
     return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
 
 @patch
-def _look_in(self:Worker, lane):
-    "Take back what the dead have left, and see whether anyone waits for a task that is known here"
-    rescue(lane)
-    if lane.hand: lane._obey()
-    lane.limits.reconsider()
-    lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())]
-
-@patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
-    self._look_in(lane)
+    due = look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
     for k in set(lane.means)-lately: lane.means.pop(k, None)     # what has not run for a while says nothing about what comes
@@ -527,8 +554,7 @@ def _care(self:Worker, lane, beat):
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
         self.pruner.offer(lane)
-    lane._look_ahead()                            # jobs for later that other processes submitted
-    if lane.parked or lane.waits() or lane._claimable(1): self.kick(lane)
+    if due or lane.waits() or lane.due_at is not None and lane.due_at<=lane.clock(): self.kick(lane)
 
 # %% ../nbs/15_worker.ipynb #517edcf7
 @patch
@@ -539,7 +565,7 @@ def join(self:Worker,
     self.start()
     if source in self.sources: return
     self.sources.append(source)
-    if source.here: self.listen(source.here)
+    if source.here: self.listen(source.here); source.here.serve()
 
 @patch
 def part(self:Worker,
@@ -590,7 +616,7 @@ def leave(self:Worker,
     soon = min(1., grace_s)
     for a in busy():
         if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
-    _until(lambda: not any(a.handle for a in busy()), soon or .2)      # a process that was killed is gone in no time
+    _until(lambda: not any(a.handle and (a.task.process or a.task.is_async) for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
     for o in lanes:
         with o.turning:
@@ -608,7 +634,9 @@ def _until(f, s):
 @patch
 def _deafen(self:Worker, here):
     "Stop listening to a folder's doorbell if no lane of it is left"
-    if any(o.here is here for o in (*self.lanes, *self.sources)) or not here._sock: return
+    if any(o.here is here for o in (*self.lanes, *self.sources)): return
+    here.serve(False)
+    if not here._sock: return
     self._heard_by.discard(here)
     try: self._sel.unregister(here)
     except (KeyError, ValueError, AttributeError): pass
@@ -654,11 +682,23 @@ def _at_exit():
     if _worker: _worker.stop(_worker.grace_s)
 atexit.register(_at_exit)
 
-def _on_sigterm():
-    if threading.current_thread() is not threading.main_thread(): return
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL: signal.signal(signal.SIGTERM, lambda *_: sys.exit(128+signal.SIGTERM))
-
 def _after_fork():
     global _worker, _worker_lock
     _worker,_worker_lock = None,threading.Lock()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
+
+# %% ../nbs/15_worker.ipynb #0500bc56
+_ends,_masks = None,{}   # the process whose exit drains; signal masks of threads that fork
+
+def _on_sigterm():
+    global _ends
+    if threading.current_thread() is not threading.main_thread(): return
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _leave): _ends = os.getpid(); signal.signal(signal.SIGTERM, _leave)
+
+def _leave(sig, frame):
+    if os.getpid()!=_ends: signal.signal(sig, signal.SIG_DFL); os.kill(os.getpid(), sig)
+    sys.exit(128+sig)
+
+def _hold(): _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+def _let(): signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(threading.get_ident()))
+if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_let)

@@ -1,5 +1,5 @@
 "Tasks in child processes: how they end, what happens to the pool, and who outlives whom"
-import json, os, signal, subprocess, sys, threading
+import json, os, signal, socket, subprocess, sys, threading
 
 import cpu, psutil, pytest
 from fastlite import database
@@ -431,3 +431,13 @@ def test_no_room_for_a_process(t, monkeypatch):
     m = t.mgr(worker=False)
     assert 'BlockingIOError' in run_one(m, cpu.add, a=1, b=2).error_log
     assert psutil.Process().num_fds()<=n+20
+
+def test_a_child_whose_parent_died_before_it_was_ready():
+    "It goes without a word"
+    ours,theirs = socket.socketpair()
+    r,w = os.pipe()
+    ours.close(); os.close(w)
+    p = subprocess.Popen([sys.executable, '-c', f'from fh_saas.child import serve; serve({theirs.fileno()}, {r})'], pass_fds=(theirs.fileno(), r), env=env(),
+                         start_new_session=True, stderr=subprocess.PIPE, text=True)
+    assert p.communicate(timeout=20)[1]=='' and p.returncode in (0, -9)
+    theirs.close(); os.close(r)

@@ -1,9 +1,11 @@
 "`fh_saas`, and above all `fh_saas worker`: a process of its own that runs an app's jobs"
-import os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
-from fh_saas import __version__
+from fh_saas import __version__, cli_frame
+from fh_saas.cli import main
+from fh_saas.tenants import Tenants
 
 fh_saas = [sys.executable, '-c', 'import sys; sys.argv[0] = "fh_saas"; from fh_saas.cli import main; main()']
 def run(*args, **kw): return subprocess.run([*fh_saas, *args], capture_output=True, text=True, timeout=30, **kw)
@@ -19,7 +21,7 @@ APP = '''
 import os, time
 from pathlib import Path
 from fastlite import database
-from fh_saas.utils_bgtsk import BackgroundTaskManager
+from fh_saas.utils_bgtsk import BackgroundTaskManager, current_job
 here = Path(__file__).parent
 manager = BackgroundTaskManager(database(here/'a.db'))
 other = BackgroundTaskManager(database(here/'b.db'))
@@ -29,6 +31,9 @@ def note(s):
 def hello(name): note(name)
 def slow(i, s):
     note(f'begin {i}'); time.sleep(s); note(f'end {i}')
+def talk():
+    job = current_job()
+    job.log('one'); job.log('two')
 def parent(): manager.submit('child', hello, name='child')
 async def ahello(name): note(name)
 '''
@@ -164,3 +169,149 @@ def test_kill(app):
     p = app.worker('app:manager')
     until(lambda: len(app.log())==2)
     assert [o.rsplit(' ', 1)[1] for o in app.log()]==[str(o.pid) for o in app.ps]
+
+# --- looking and acting, without running
+
+def ok(r):
+    assert r.returncode==0, r.stderr
+    return r.stdout
+def js(r): return json.loads(ok(r))
+def refused(r, why, code=1):
+    "One clear line, nothing on standard output"
+    assert r.returncode==code and r.stderr.startswith('Error: ') and len(r.stderr.splitlines())==1 and why in r.stderr, (r.returncode, r.stdout, r.stderr)
+
+@pytest.fixture
+def sent(app):
+    "An app with a job that failed and one that waits; nothing runs them by itself"
+    app.submit("manager.submit('import', slow, 1, i=0, s='long'); manager.run_due(); manager.submit('greet', hello, name='Ann')")
+    app.ids = {o['job_type']:o['id'] for o in js(run('jobs', 'list', 'app:manager', '--json', cwd=app.dir))}
+    return app
+
+@pytest.mark.parametrize('where', ['app:manager', 'a.db', 'app:both'])
+def test_jobs(sent, where):
+    "Listed, shown, explained, cancelled and retried, by the app or by the file; and none of it runs a job"
+    def jobs(*args): return run('jobs', args[0], where, *args[1:], cwd=sent.dir)
+    bad,wait = sent.ids['import'],sent.ids['greet']
+    head,*lines = ok(jobs('list')).splitlines()
+    assert head.split()==['tenant']*(where=='app:both')+['id','type','status','tries','created','started','ended','note']
+    assert wait in lines[0] and bad in lines[1] and 'TypeError' in lines[1]
+    d, = js(jobs('list', '--status', 'failed', '--json'))
+    assert (d['id'], d['payload'], d['attempts'][0]['outcome'])==(bad, dict(i=0, s='long'), 'failed')
+    assert js(jobs('show', bad, '--json'))['why'].startswith('it is over: failed')
+    assert 'TypeError' in ok(jobs('show', bad)) and 'no worker runs' in ok(jobs('explain', wait))
+    assert ok(jobs('cancel', wait, '--reason', 'not now'))==f'{wait}: cancelled\n'
+    assert ok(jobs('retry', wait, bad))==f'{wait}: pending\n{bad}: pending\n'
+    r = jobs('cancel', 'nope', bad)
+    assert r.returncode==1 and r.stdout==f'{bad}: cancelled\n' and r.stderr==f"nope: no job 'nope' in {where}\n"
+    assert '0 jobs' in ok(jobs('retry', '--failed', '--error', 'x')), 'none is failed any more'
+    assert sent.said()==['begin 0'], 'nothing ran but the job of the fixture'
+
+def test_what_is_retried_is_run_by_a_worker(sent):
+    p = sent.worker('app:manager')
+    until(lambda: sent.said()==['begin 0', 'Ann'])
+    ok(run('jobs', 'retry', 'a.db', '--failed', '--type', 'import', cwd=sent.dir))
+    until(lambda: sent.said()==['begin 0', 'Ann', 'begin 0'])
+    assert end(p)==0
+
+@pytest.mark.parametrize('args,why,code', [
+    (['jobs', 'list', 'nothing:manager'], "no module 'nothing'", 2), (['jobs', 'list', 'app'], 'neither MODULE:NAME', 2), (['jobs', 'list', 'none.db'], 'nor a .db file', 2),
+    (['jobs', 'list', 'app:hello'], 'is a function', 2), (['jobs', 'list', '.'], 'no host.db', 2), (['jobs', 'list', 'app.py'], 'not a SQLite database', 2),
+    (['jobs', 'list', 'other.db'], 'holds no jobs', 2), (['jobs', 'list'], "Missing argument 'WHERE'; see fh_saas jobs list --help", 2),
+    (['jobs', 'list', 'app:manager', '--limit', 'x'], "'x' is not a valid integer", 2), (['jobs', 'list', 'app:manager', '--limit', '-1'], 'x>=1', 2),
+    (['jobs', 'list', 'app:manager', '--since', '2026-13-01'], "'2026-13-01' is not a date", 2), (['jobs', 'list', 'app:manager', '--status', 'x'], "'pending', 'running'", 2),
+    (['jobs', 'list', 'app:manager', '--tenant', 'a'], 'is one database, not tenants', 2), (['jobs', 'list', 'app:both', '--tenant', 'x'], "no tenant 'x'", 1),
+    (['jobs', 'show', 'app:manager', 'x'], "no job 'x'", 1), (['jobs', 'explain', 'app:both', '\udcff'], 'no job', 1), (['jobs', 'tail', 'app:manager', 'x'], "no job 'x'", 1),
+    (['jobs', 'retry', 'app:manager'], 'give ids of jobs, or --failed', 2), (['jobs', 'nothing'], "No such command 'nothing'", 2), (['jobs', 'list', 'app:manager', '--x'], 'No such option', 2),
+    (['tenants', 'list', 'app:manager'], 'is one database, not Tenants', 2), (['tenants', 'freeze', 'app:manager'], 'give ids of tenants', 2),
+    (['schedules', 'next', 'app:manager', 'x'], "no schedule 'x'", 1), (['schedules', 'list', 'app:both'], '--tenant', 2), (['prune', 'app:manager', '--tenant', 'x'], 'is one database', 2)])
+def test_a_mistake_is_one_line(app, args, why, code):
+    (app.dir/'other.db').touch()
+    r = run(*args, cwd=app.dir)
+    refused(r, why, code)
+    assert not r.stdout and (app.dir/'other.db').stat().st_size==0
+
+def test_a_database_that_cannot_be_used(app):
+    "It is named, the others are shown, and the exit code tells"
+    ts = Tenants(app.dir/'data', tasks=[], worker=False)
+    for o in 'acme','globex': ts.create(o)
+    id,_ = ts['acme'].jobs.submit('t', greet, name='x')
+    ts.close()
+    (app.dir/'data'/'globex.db').write_bytes(b'x'*5000)
+    r = run('jobs', 'list', 'data', '--json', cwd=app.dir)
+    assert r.returncode==1 and [o['id'] for o in json.loads(r.stdout)]==[id] and 'globex: ' in r.stderr and 'Traceback' not in r.stderr
+    ok(run('jobs', 'list', 'data', '--tenant', 'acme', cwd=app.dir))
+
+def test_tail(sent):
+    "A line for each change; the log of one job, and its end as the exit code"
+    p = subprocess.Popen([*fh_saas, 'jobs', 'tail', 'app:manager', '--every', '.02', '--json'], cwd=sent.dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen = [json.loads(p.stdout.readline()) for _ in range(2)]
+    assert {o['status'] for o in seen}=={'failed', 'pending'}
+    w = sent.worker('app:manager')
+    while (o := json.loads(p.stdout.readline()))['status']!='completed': assert o['id']==sent.ids['greet']
+    p.send_signal(signal.SIGINT)
+    _,err = p.communicate(timeout=20)
+    assert (p.returncode, err)==(0, '')
+    sent.submit("manager.submit('t', talk)")
+    id = js(run('jobs', 'list', 'app:manager', '--type', 't', '--json', cwd=sent.dir))[0]['id']
+    r = run('jobs', 'tail', 'app:manager', id, '--every', '.02', cwd=sent.dir)
+    assert [o.split(' ', 1)[1] for o in ok(r).splitlines() if o[:2]=='20']==['one', 'two'] and r.stdout.splitlines()[-1].endswith('completed  1/3')
+    assert run('jobs', 'tail', 'app:manager', sent.ids['import'], cwd=sent.dir).returncode==1
+    assert end(w)==0
+
+def test_a_pipe_that_closes(sent):
+    "`| head` is no reason for a stack trace"
+    p = subprocess.Popen([*fh_saas, 'jobs', 'tail', 'a.db', '--every', '.01'], cwd=sent.dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    p.stdout.readline(); p.stdout.close()
+    sent.submit("manager.run_due(); manager.submit('t', hello, name='x')")
+    p.wait(20)
+    with p.stderr: err = p.stderr.read()
+    assert 'Traceback' not in err, err
+
+def greet(name): pass
+
+def commands(c, path=()):
+    for k,v in c.commands.items():
+        if hasattr(v, 'commands'): yield from commands(v, (*path, k))
+        else: yield (*path, k),v
+
+def test_help_in_one_style():
+    "Each command says in a sentence what it does, and what each argument and option means"
+    from click.testing import CliRunner
+    for path,c in commands(main):
+        r = CliRunner().invoke(main, [*path, '--help'])
+        assert r.exit_code==0 and c.help.endswith('.') and c.help[0].isupper() and '\n' not in c.help, path
+        for p in c.params:
+            doc = getattr(p, 'doc', None) or p.help
+            assert doc and doc.split()[0] in ' '.join(r.output.split()), (path, p.name)
+            if hasattr(p, 'doc'): assert p.metavar in r.output
+
+def test_every_command_that_shows_has_json():
+    for path,c in commands(main):
+        names = {p.name for p in c.params}
+        if path[0] in ('jobs', 'tenants') or path[-1] in ('list', 'next', 'prune', 'doctor'): assert 'json' in names, path
+
+@pytest.mark.parametrize('words,want', [('fh_saas jo', 'jobs'), ('fh_saas jobs re', 'retry'), ('fh_saas jobs list --st', '--status'), ('fh_saas jobs list app:m --status f', 'failed')])
+def test_completion_knows_groups_and_values(words, want):
+    r = run(env={**os.environ, '_FH_SAAS_COMPLETE':'bash_complete', 'COMP_WORDS':words, 'COMP_CWORD':str(len(words.split())-1)})
+    assert f'plain,{want}' in r.stdout.split()
+
+def test_bench_where_there_is_none(tmp_path):
+    "The package alone has no bench"
+    shutil.copytree(Path(cli_frame.__file__).parent, tmp_path/'fh_saas', ignore=shutil.ignore_patterns('__pycache__'))
+    refused(run('bench', cwd=tmp_path, env={**os.environ, 'PYTHONPATH':str(tmp_path)}), 'checkout')
+
+def test_doctor(sent):
+    "It names what is wrong and what to change, and changes nothing"
+    def doctor(): return run('doctor', 'app:manager', '--json', cwd=sent.dir)
+    def find(r): return {o['check']:o for o in json.loads(r.stdout)['findings']}
+    r = doctor()
+    assert r.returncode==1 and find(r)['workers']['state']=='problem' and 'fh_saas worker' in find(r)['workers']['change'], r.stderr
+    w = sent.worker('app:manager')
+    until(lambda: 'Ann' in sent.said())
+    fs = find(r := doctor())
+    bad = {k for k,o in fs.items() if o['state']=='problem'}
+    assert (r.returncode, json.loads(r.stdout)['ok'])==(int(bool(bad)), not bad) and not bad & {'workers', 'databases', 'permissions', 'wal mode', 'clock', 'python', 'sqlite'}
+    assert fs['retention']['state']=='advice' and end(w)==0
+    os.chmod(sent.dir/'a.db', 0o666)
+    assert 'by everybody' in find(doctor())['permissions']['found']
+    refused(run('doctor', 'nothing.db', cwd=sent.dir), 'neither', 2)

@@ -748,3 +748,78 @@ def test_a_flow_from_a_step(t):
     id,_ = c.m.submit('parent', f)
     c.run(2)
     assert (c.m.get_job(id).status,ran,len(c.m.list_jobs('kid')))==('completed',[1,2],2)
+
+def test_unique_children(t):
+    "In a step and in a transaction a key counts once: in the block itself, among jobs that wait, and again when its time is over"
+    c,got = Clocked(t),[]; with_table(c.m)
+    def sub(job, **kw): return job.manager.options(unique='k', **kw).submit('kid', kid, n=1)[0]
+    def f(job:JobContext):
+        got.extend(job.step('s', lambda: [sub(job), sub(job)]))
+        with job.transaction(): got.append(sub(job)); job.finish(0)
+    c.m.submit('parent', f); c.run()
+    assert len(set(got))==1 and len(c.m.list_jobs('kid'))==1 and kids_of(c.m)==[1]
+    times = []
+    def g(job:JobContext): times.append(job.step('s', lambda: sub(job, unique_for=50)))
+    for i in range(3): c.m.submit('parent', g); c.run()
+    assert len(set(times))==3 and len(c.m.list_jobs('kid'))==4
+
+def test_many_unique_children(t):
+    "Two thousand keyed children of one step"
+    c = Clocked(t)
+    def f(job:JobContext):
+        return job.step('s', lambda: len({job.manager.options(unique=f'k{i%1500}').submit('kid', kid, n=i)[0] for i in range(2000)}))
+    id,_ = c.m.submit('parent', f)
+    c.run()
+    assert c.m.get_job(id).result=='1500' and len(c.m.list_jobs('kid', limit=5000))==1500
+
+# --- ends from outside
+
+def late(m): return next(iter(m._lane.hand.values())).late
+
+def test_timeout_inside_the_block(t):
+    "The time is up while the block holds the lock: the commit comes first, and it stands"
+    m = with_table(t.mgr(handoff=0))
+    def f(job:JobContext):
+        with job.transaction() as db:
+            db.t.bookings.insert(n=1)
+            until(lambda: late(m))
+            job.finish('in time')
+    id,_ = m.options(timeout=.05).submit('b', f, max_retries=1)
+    j = done(m, id)
+    until(lambda: not m._lane.hand)
+    assert (j.result,bookings(m),m.get_job(id).status)==('"in time"',[1],'completed')
+
+def test_timeout_before_the_block(t):
+    "The time is up before the block begins: it does not begin, and the failure stands"
+    m,got = with_table(t.mgr(handoff=0)),[]
+    def f(job:JobContext):
+        until(lambda: job.cancelled)
+        for g in (job.transaction, lambda: job.step('s', int), job.check):
+            try: g()
+            except Cancelled as e: got.append(str(e))
+    id,_ = m.options(timeout=.05).submit('b', f, max_retries=1)
+    j = done(m, id, status='failed')
+    until(lambda: len(got)==3)
+    assert 'Timed out' in j.error_log and all('timeout' in o for o in got) and bookings(m)==[]
+
+def test_one_locked_file_holds_up_no_other(tenants):
+    "P8: twenty async jobs that wait for a locked file leave the threads to others: steps and transactions of a neighbour go on"
+    a,b = tenants('a'),tenants('b')
+    ma,mb = with_table(a.mgr(handoff=0)),with_table(b.mgr(handoff=0))
+    ready = []
+    async def stuck(i, job:JobContext):
+        ready.append(i)
+        while len(ready)<20 or not locked: await asyncio.sleep(.005)
+        if i%2: await job.astep('s', int)
+        else:
+            async with job.transaction(): pass
+    async def free(job:JobContext):
+        n = await job.astep('s', lambda: 7)
+        async with job.transaction() as db: db.t.bookings.insert(n=n); job.finish(n)
+    locked,other = [],a.db()
+    ids = ma.submit_many('s', stuck, [dict(i=i) for i in range(20)])
+    until(lambda: len(ready)==20)
+    other.conn.execute('begin immediate'); locked.append(1)
+    for i in range(5): assert done(mb, mb.submit('f', free)[0], 4).result=='7'
+    other.conn.execute('rollback')
+    for i in ids: done(ma, i)

@@ -7,7 +7,7 @@ from fh_saas import worker as _w
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.retry import Discard, RetryIn, RetryPolicy, Snooze
 from fh_saas.utils_bgtsk import JobNotFound
-from util import all_done, done, end, process, run_py, said, until
+from util import all_done, done, end, process, run_py, said, stop_worker, until
 
 ran,gate,begun = [],threading.Event(),threading.Event()
 def note(x=None): ran.append(x); return x
@@ -28,13 +28,8 @@ def retry_in(s): raise RetryIn(s)
 @pytest.fixture(autouse=True)
 def fresh(): ran.clear(); gate.clear(); begun.clear(); yield; gate.set()
 
-class Clock:
-    def __init__(self): self.t = 1_800_000_000.
-    def __call__(self): return self.t
-    def tick(self, s): self.t += s
-
 @pytest.fixture
-def clock(): return Clock()
+def clock(job_clock): return job_clock
 @pytest.fixture
 def m(t, clock): return t.mgr(worker=False, clock=clock)      # nothing runs but by run_due(), and time stands still
 
@@ -260,7 +255,7 @@ def test_limit_holds_over_processes_and_a_kill(t):
     n = most = 0
     for o in (t.dir/'ledger').read_text().split(): n += 1 if o=='+' else -1; most = max(most, n)
     assert most<=2+2      # what the killed process had begun never wrote its end
-def limited(i): raise NotImplementedError
+def limited(i): "Runs in other processes only, under this name"
 
 def test_limit_of_a_type_at_run_time(m, t):
     ids = m.submit_many('a', note, [dict(x=i) for i in range(5)])
@@ -422,6 +417,13 @@ def test_timeout_async_and_retry(t):
     j = done(m, id, status='failed')
     assert j.retry_count==2 and ran==['cancelled']*2 and [o['outcome'] for o in json.loads(j.attempts)]==['timeout']*2
 
+def test_deadlines_of_what_has_ended_are_forgotten(t):
+    "An hour's timeout does not keep an hour's jobs in memory"
+    m = t.mgr()
+    m.options(timeout=3600).submit_many('a', note, [dict(x=i) for i in range(4000)])
+    all_done(m, 4000)
+    assert len(_w._worker.deadlines)<2100 and not any(o[2] for o in _w._worker.deadlines)
+
 def test_in_time(t):
     m = t.mgr()
     ids = m.options(timeout=30).submit_many('a', note, [dict(x=i) for i in range(200)])
@@ -439,3 +441,88 @@ def test_unique_inside_steps_and_job_transactions(m):
     m.submit('a', parent); m.run_due()
     (a,b),(c,d,e) = ids
     assert a==b==c!=d==e and len(m.list_jobs('kid'))==2
+
+# --- queues of a worker
+
+SERVE = "import sys; from fh_saas.cli import main; sys.argv[1:] = ['worker', 'many_queues:manager', *sys.argv[3:]]; main()"
+def test_worker_that_serves_some_queues(t):
+    "`fh_saas worker --queues`: the others stay for somebody else"
+    (t.dir/'many_queues.py').write_text('from util import opened\nfrom fh_saas.utils_bgtsk import *\nfrom work import *\n'
+        f'manager = BackgroundTaskManager(opened({str(t.path)!r}), tasks=[quick])\n')
+    m = t.look()
+    ids = {q:m.options(queue=q).submit('a', work.quick, folder=str(t.dir), name=q)[0] for q in ('mail', 'default', 'report')}
+    with process(t, SERVE, '--queues', 'mail, default', pre='') as p:
+        done(m, ids['mail']); done(m, ids['default'])
+        assert m.get_job(ids['report']).status=='pending'
+        end(p, 15)
+    with process(t, SERVE, '--queues', 'report', pre=''): done(m, ids['report'])
+    p = run_py(t, SERVE, '--queues', 'a,,b', pre='', rc=2)
+
+def test_width_of_a_queue_over_tenants(tmp_path):
+    from fh_saas.tenants import Tenants
+    now,most = [],[]
+    def slow(i): now.append(i); most.append(len(now)); time.sleep(.002); now.remove(i)
+    ts = Tenants(tmp_path/'data', threads=8, queues={'slow':2}, tasks={'slow':slow})
+    try:
+        for k in 'abc': ts.create(k).jobs.options(queue='slow').submit_many('s', slow, [dict(i=i) for i in range(20)])
+        for k in 'abc': all_done(ts[k].jobs, 20)
+    finally: stop_worker(); ts.close()
+    assert max(most)==2
+
+# --- why it does not run
+
+def test_explain(t, m, clock):
+    at = to_iso(clock.t+60)
+    assert m.explain(m.options(delay=60).submit('a', note)[0])==f'it is due at {at}'
+    a,_ = m.submit('a', boom); b,_ = m.options(after=a).submit('a', note)
+    assert m.explain(b)==f'it waits for job {a} (pending)' and m.explain(a).startswith('no worker runs')
+    m.run_due()
+    assert m.explain(a)==f'it is backing off until {to_iso(clock.t+2)}, after attempt 1 of 3 failed: OSError: boom None'
+    q,_ = m.options(queue='mail').submit('a', note); m.pause(queue='mail')
+    assert m.explain(q).startswith("queue 'mail' is paused since")
+    p,_ = m.submit('p', note); m.pause(job_type='p'); m.run_due()
+    assert m.explain(p).startswith("job type 'p' is paused since")
+    m.cancel(p); assert m.explain(p)==f'it is over: cancelled at {to_iso(clock.t)}, Cancelled'
+    with pytest.raises(JobNotFound): m.explain('nope')
+
+def test_explain_where_a_worker_runs(t):
+    m = t.mgr(threads=2)
+    m.task(waits, name='waits', limit=1)
+    a,b = m.submit_many('a', waits, [{}, {}])
+    until(lambda: m.get_job(b).held)
+    assert m.explain(b)==f'limit 1 of 1 is used by {a}' and m.explain(a).startswith('it is running since')
+    gate.set(); done(m, a); done(m, b)
+
+def test_explain_what_nobody_knows(t):
+    run_py(t, "m = mgr(worker=False); m.submit('z', lambda: 0)")
+    m = t.mgr(worker=False)
+    m.run_due(); m.run_due()
+    z = m.list_jobs('z')[0].id
+    assert m.get_job(z).ready==2 and m.explain(z).startswith('no worker runs')
+    w = t.mgr()
+    w.submit_many('a', note, [{}])
+    until(lambda: 'knows its task' in m.explain(z))
+
+def test_explain_for_a_tenant_that_is_frozen(tmp_path):
+    from fh_saas.tenants import Tenants
+    ts = Tenants(tmp_path/'data')
+    try:
+        acme = ts.create('acme')
+        id,_ = acme.jobs.submit('a', note)
+        acme.freeze('unpaid')
+        assert acme.jobs.explain(id)=='the tenant is frozen: unpaid' or 'besides, the tenant is frozen: unpaid' in acme.jobs.explain(id)
+    finally: ts.close()
+
+def test_pause_of_a_queue_holds_for_parked_jobs(t):
+    "Put aside because nobody knew their task, then known again while their queue is paused"
+    run_py(t, "def odd(): ...\nm = mgr(worker=False); m.options(queue='mail').submit('z', odd)")
+    m = t.mgr(worker=False, tasks=[])
+    m.run_due(); m.run_due()
+    z, = m.list_jobs('z')
+    assert z.ready==2
+    m.pause(queue='mail')
+    m.task(note, name=z.task); m._lane.parked = [z.task]
+    m.run_due()
+    assert (m.get_job(z.id).status, m.get_job(z.id).ready)==('pending', 1)
+    m.resume(queue='mail')
+    assert m.run_due()==1 and statuses(m, z.id)==['completed']

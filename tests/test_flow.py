@@ -3,6 +3,7 @@ import asyncio, json, time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest, work
+from fh_saas.context import JobContext
 from fh_saas.flow import call, chain, children, graph, group, parents
 from fh_saas.store.base import WAITS
 from util import done, process, run_py, said, until
@@ -190,12 +191,12 @@ WORK = "m = mgr(tasks=[quick,gated,bomb]); out('up'); m.run()"
 
 DIES = '''
 from fh_saas.store import sqlite
-was = sqlite.let_go
+was = sqlite.free_children
 def dies(conn, ids, now=None):
     if is_open(folder, 'safe'): return was(conn, ids, now)
     if sys.argv[3]=='after': was(conn, ids, now)
     os.kill(os.getpid(), 9)
-sqlite.let_go = dies
+sqlite.free_children = dies
 m = mgr(tasks=[quick]); m.run()'''
 
 @pytest.mark.parametrize('when', ['before', 'after'])
@@ -442,9 +443,20 @@ def test_freed_child_meets_a_pause(m):
 def test_retry_one_by_hand(t, m):
     f = chain(m, call('a', work.fails, 1, folder=str(t.dir), name='p'), call('b', note, x='b'))
     m.run_due()
-    m.retry(f.last)                    # its parent has failed: it falls again
+    with pytest.raises(ValueError, match='retry that first'): m.retry(f.last)      # it would fall again
     m.run_due()
     assert f.counts()=={'failed':2}
     m.retry(f.ids[0]); m.retry(f.last)
     m.run_due()
     assert f.counts()=={'completed':2} and seen==['b']
+
+def test_chain_from_a_step_and_from_a_job_s_transaction(t):
+    "Children commit with the step, and with the completion: a job may wait for the one that submits it"
+    m = t.mgr(worker=False)
+    def parent(job:JobContext):
+        job.step('one', lambda: chain(m, call('a', note, x='a'), call('b', note, x='b')).last)
+        with job.transaction(): chain(m, call('c', note, x='c'), after=[job.id])
+    m.submit('p', parent)
+    m.run_due(); m._execute_with_retry(m.list_jobs('p')[0].id); m.run_due()
+    assert sorted(seen)==['a','b','c'] and seen.index('a')<seen.index('b') and links(m)==0
+    assert m.list_jobs('p')[0].status=='completed'

@@ -12,7 +12,7 @@ from fh_saas.ids import from_iso
 from hypothesis import HealthCheck, given, settings, strategies as st
 from fh_saas.utils_bgtsk import BackgroundTaskManager, StoreBusy, TenantJob
 from starlette.background import BackgroundTask
-from util import Tenant, all_done, done, env, process, run_py, until
+from util import Tenant, all_done, done, env, process, run_py, start_py, until
 
 def add(a, b=1): return a+b
 async def aadd(a, b=1): return a+b
@@ -530,3 +530,8 @@ def test_import_is_light(mod):
     "Importing the manager pulls in no web framework, ORM or notebook"
     code = f"import sys, fh_saas.utils_bgtsk; assert '{mod}' not in sys.modules, [o for o in sys.modules if o.startswith('{mod}')][:3]"
     subprocess.run([sys.executable, '-c', code], check=True, env=env())
+
+def test_says_nothing_by_itself(t):
+    "A new file, jobs, a failure of a task: stdout and stderr stay empty"
+    p = start_py(t, "m = mgr(); m.submit('a', quick, folder=folder); m.run_due(); m.close()")
+    assert p.communicate(timeout=40)==('', '')

@@ -251,3 +251,12 @@ def test_worker_opens_closed_tenants_when_their_slot_comes(many, clock):
     clock.at('2026-03-01T13:00:00Z')
     until(lambda: len(seen)==6)
     assert len(ts._pool.open)<=3
+
+def test_options_of_the_task_count_for_jobs_of_slots(t):
+    "Queue, priority, timeout, tags and limit of @task; the delay and the unique key are the slot's own matter"
+    m = t.mgr(worker=False, clock=lambda: 1_800_000_000.)
+    f = lambda: None
+    m.task(f, name='nightly', queue='slow', priority=4, timeout=60, tags=['n'], limit=1, delay=5, unique=True, max_retries=7)
+    m.cron('@daily', f)
+    j = m.get_job(m.schedule('nightly').run())
+    assert (j.queue,j.priority,j.timeout_s,j.tags,j.limit_key,j.max_retries,j.unique_key)==('slow',4,60.,'["n"]','nightly',7,None)

@@ -9,12 +9,12 @@ from fastcore.docments import docments
 root = Path(__file__).resolve().parent.parent
 lib = root/'fh_saas'
 layers = [
-    ('pure', 'retry cron payload telemetry ids options tasks'),
+    ('pure', 'retry cron payload telemetry ids options tasks redact'),
     ('storage', 'presence store'),
-    ('running', """context executor child children limits lane maintenance waiting retention shares async_pool worker explain
+    ('running', """context steps executor events child children limits lane maintenance waiting retention shares async_pool worker explain
         lane_pool check_in moving"""),
     ('API', 'utils_bgtsk flow scheduler rollout tenants'),
-    ('edges', 'components dashboard cli demo engines testing')]
+    ('edges', 'charts guard board pages job_pages tenant_pages components dashboard cli_frame cli_jobs cli_tenants cli_doctor cli demo engines testing pytest_plugin')]
 rank = {m:i for i,(_,ms) in enumerate(layers) for m in ms.split()}
 
 sources = {'.'.join(p.relative_to(lib).with_suffix('').parts):p for p in sorted(lib.rglob('*.py')) if not p.name.startswith('_')}

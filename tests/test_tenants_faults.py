@@ -332,7 +332,7 @@ out(i)'''
 
 def cli_migrate(h):
     code = 'import sys; sys.argv[0] = "fh_saas"; from fh_saas.cli import main; main()'
-    p = subprocess.run([sys.executable, '-c', code, 'migrate', '--all', str(h.path)], capture_output=True, text=True, cwd=h.dir, env=env(), timeout=60)
+    p = subprocess.run([sys.executable, '-c', code, 'tenants', 'migrate', '--all', str(h.path)], capture_output=True, text=True, cwd=h.dir, env=env(), timeout=60)
     assert 'Traceback' not in p.stderr, p.stderr
     return p.returncode,p.stdout.splitlines()
 

@@ -99,7 +99,7 @@ def test_timeout_names_job_and_state(t):
     m = t.look()
     id,_ = m.submit('mail', add, a=1)
     for s in 0, .02:
-        with pytest.raises(TimeoutError, match=f'{id} .mail. is still pending, due at 20.* after {s} s'): m.wait(id, s)
+        with pytest.raises(TimeoutError, match=f'{id} .mail. is still pending after {s} s: no worker runs'): m.wait(id, s)
         with pytest.raises(TimeoutError, match='pending'): asyncio.run(m.await_job(id, s))
     assert nobody_waits(m) and m.get_job(id).status=='pending'
 

@@ -73,7 +73,7 @@ def is_behind(
 
 def _version(conn, key='schema'):
     "The version that the file's tables are at; 0 for none, or the older package's"
-    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0
+    if not conn.execute("select 1 from sqlite_schema where name='tenant_meta'").fetchall(): return 0     # to try would be logged, on stderr with fastlite
     rows = conn.execute('select value from tenant_meta where key=?', (key,)).fetchall()
     return int(rows[0][0]) if rows else 0
 
@@ -83,7 +83,9 @@ class _Conn:
     def __init__(self, path, conn=None, create=False):
         self.path,self.lock,self.deadline,self.waiting = path,threading.RLock(),0.,False
         self.conn = conn or connect(path, create)
-        if not conn: self.conn.set_busy_handler(self._again)
+        if conn: return
+        self.conn.set_busy_handler(self._again)
+        self.conn.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
 
     def _again(self, n):
         "Called by SQLite after the `n`th time it found the file locked"
@@ -132,20 +134,24 @@ def store_error(
     if isinstance(e, apsw.ConstraintError) and 'tenant has moved' in str(e): return StoreMoved(f'{path} has moved elsewhere')
     return StoreError(f'{path} {_HINTS.get(type(e), "failed")} ({type(e).__name__}: {e})')
 
+class _Use:
+    "Hold a connection for this thread, waiting at most `wait_s` seconds for it and for locks"
+    def __init__(self, conn, wait_s): self.o,self.wait_s = conn,wait_s
+
+    def __enter__(self):
+        o,end = self.o,time.monotonic()+self.wait_s
+        if not o.lock.acquire(timeout=max(self.wait_s, 0)):
+            raise StoreBusy(f'{o.path} was in use by another thread of this process for {self.wait_s:.2g} s')
+        o.deadline = end
+        return o.conn
+
+    def __exit__(self, typ, e, tb):
+        self.o.waiting = False
+        self.o.lock.release()
+        if isinstance(e, apsw.Error): raise store_error(e, self.o.path, self.wait_s) from e
+
 @patch
-@contextmanager
-def use(self:_Conn, wait_s=5.):
-    "Hold the connection for this thread, waiting at most `wait_s` seconds for it and for locks"
-    end = time.monotonic()+wait_s
-    if not self.lock.acquire(timeout=max(wait_s, 0)):
-        raise StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s')
-    try:
-        self.deadline = end
-        yield self.conn
-    except apsw.Error as e: raise store_error(e, self.path, wait_s) from e
-    finally:
-        self.waiting = False
-        self.lock.release()
+def use(self:_Conn, wait_s=5.): return _Use(self, wait_s)
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #2f14e333
 _graveyard = []   # connections of the parent, kept in a forked child so that nothing closes them there
@@ -165,7 +171,7 @@ class SqliteFile:
         create:bool=True, # Whether to make a file that is missing
     ):
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
-        self._queue,self._qlock,self._leading,self._last,self._awaited,self._seen,self._full = [],threading.Lock(),False,1,None,None,True
+        self._queue,self._qlock,self._leading,self._last,self._awaited,self._seen,self._full,self._inserted = [],threading.Lock(),False,1,None,None,True,False
         self._writer = _Conn(self.path, conn if self.memory else None, create)
         try:
             with self._writer.use(wait_s if open_s is None else open_s) as c: self._prepare(c)
@@ -192,7 +198,7 @@ def _prepare(self:SqliteFile, c):
 
 def _settings(c):
     "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory"
-    for o in ('journal_mode=wal', 'synchronous=full', 'temp_store=memory'): c.execute('pragma '+o).fetchall()
+    c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall()
 
 def _rollback(c):
     if c.in_transaction: c.execute('rollback')
@@ -219,6 +225,14 @@ def _set_full(self:SqliteFile, full):
     "From now on commits of the writing connection survive a power cut, or only the end of the process"
     self._writer.conn.execute(f'pragma synchronous={"full" if full else "normal"}')
     self._full = full
+
+@patch
+def relax(self:SqliteFile):
+    "Make ready for a commit that need not survive a power cut, unless somebody has submitted here since the last call"
+    if self._full and not (self._inserted or self.memory) and self._writer.lock.acquire(blocking=False):
+        try: self._set_full(False)
+        finally: self._writer.lock.release()
+    self._inserted = False
 
 @patch
 def moved(self:SqliteFile)->bool:
@@ -377,7 +391,7 @@ def insert_rows(self:SqliteFile,
     wait_s:float=None, # How long to wait for the lock, in seconds; None for the file's default
 )->bool: # Whether this thread made the commit; if not, another one did for both
     "Insert all the rows or none; durable when it returns. Raises `StoreBusy` or `StoreError`"
-    wait_s = self.wait_s if wait_s is None else wait_s
+    wait_s,self._inserted = self.wait_s if wait_s is None else wait_s,True
     with self._qlock: op,self._leading = self._line_up(sql, rows) if self._leading else None,True
     if op is None and self._last==1==len(rows) and not self.memory: return self._alone(sql, rows[0], wait_s)
     end = time.monotonic()+wait_s

@@ -32,8 +32,8 @@ def crashes(folder, times, name='-'):
 @task(process=True)
 def gate(folder, name='-', s=30):
     "Holds until the gate opens; says so if it is ended before"
-    say(folder, 'start', name, os.getpid())
     try:
+        say(folder, 'start', name, os.getpid())
         end = time.monotonic()+s
         while not is_open(folder, 'go') and time.monotonic()<end: time.sleep(.005)
     except BaseException as e:
@@ -44,8 +44,8 @@ def gate(folder, name='-', s=30):
 
 @task(process=True)
 async def agate(folder, name='-'):
-    say(folder, 'start', name, os.getpid())
     try:
+        say(folder, 'start', name, os.getpid())
         while not is_open(folder, 'go'): await asyncio.sleep(.005)
     except BaseException as e: say(folder, 'broken', name, type(e).__name__); raise
     return name
