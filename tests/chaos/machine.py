@@ -12,14 +12,13 @@ from fh_saas.context import Cancelled, LostClaim, context_of, current, current_j
 from fh_saas.executor import INTERRUPTED, Outcome
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.lane import Lane
-from fh_saas.maintenance import heartbeat, mend, release_lost
+from fh_saas.maintenance import heartbeat, look_in, mend, release_lost
 from fh_saas.presence import Presence
 from fh_saas.retry import Discard, RetryIn, Snooze
 from fh_saas.store.base import STATUSES
 from fh_saas.store.sqlite import SqliteStore
 from fh_saas.tasks import Known, Tasks
 from fh_saas.utils_bgtsk import JobNotFound, _Submitter
-from fh_saas.worker import Worker
 from .model import Job, Model, count
 
 # A store joins the proof by one line: what opens it on a folder, once for each process
@@ -159,7 +158,7 @@ class Machine(RuleBasedStateMachine):
             if j.task in ('keyed', 'rated'): assert len(m.running(limit_key=j.limit_key))<=LIMIT, 'more of a key than may run'
             if j.task=='rated': self.starts[c.id, self.now] = self.now
         if any(m.jobs[a.claim.id].task=='rated' for a in got):
-            self.starts = {k:t for k,t in self.starts.items() if t>self.now-RATE[1]}
+            self.starts = {k:t for k,t in self.starts.items() if self.now-RATE[1]<t<=self.now+RATE[1]}
             assert len(self.starts)<=RATE[0], 'more starts than the rate allows'
         if lane.max_running and claims: assert len(m.running())<=lane.max_running, 'more than the tenant may run'
         line = [(c.priority, c.run_at or '') for c in claims if before[c.id]['ready']!=2]
@@ -383,6 +382,7 @@ class Machine(RuleBasedStateMachine):
     def run_due(self, i):
         o = self.owner(i)
         before = len(ran)
+        self.expect_rescue(o)
         n = o.m.run_due()
         assert n==len(ran)-before
         self.forget_run(o)
@@ -476,7 +476,7 @@ class Machine(RuleBasedStateMachine):
     def retry(self, i, j):
         o,j = self.owner(i),self.job(j)
         ready,status = self.rows()[j.id]['ready'],j.status
-        may = status in ('failed', 'cancelled') and not self.model.holder(j.key, j) or status=='pending' and ready in (0, -1, 1)
+        may = status in ('failed', 'cancelled') and not self.model.holder(j.key, j) and not self.model.stuck(j) or status=='pending' and ready in (0, -1, 1)
         try: o.m.retry(j.id)
         except ValueError: assert not may
         else:
@@ -487,7 +487,8 @@ class Machine(RuleBasedStateMachine):
     @rule(i=index, kind=st.sampled_from([None, 'a', 'b']))
     def retry_failed(self, i, kind):
         n = self.owner(i).m.retry_failed(kind)
-        assert n==len(self.model.retry([j for j in self.model.jobs.values() if j.status=='failed' and kind in (None, j.job_type)]))
+        again = self.model.retry([j for j in self.model.jobs.values() if j.status=='failed' and kind in (None, j.job_type)])
+        assert n==len([j for j in again if not j.over])
 
     @somebody
     @rule(i=index, what=st.sampled_from(['q:default', 'q:q', 't:a', 't:b']))
@@ -539,7 +540,7 @@ class Machine(RuleBasedStateMachine):
         "What a worker does each second, and what it does at each beat"
         o = self.owner(i)
         self.expect_rescue(o)
-        Worker._look_in(None, o.lane)
+        look_in(o.lane)
         self.check_held(o)
         if beat:
             heartbeat(o.lane)

@@ -119,6 +119,10 @@ class Model:
         if j.status=='pending': self.end(j, 'cancelled'); j.asked = True
         else: j.asked = True
 
+    def stuck(self, j):
+        "Whether it would only fail again with a parent"
+        return j.on_failed!='run' and any(p in self.jobs and self.jobs[p].status in ('failed', 'cancelled') for p in j.parents)
+
     def retry(self, jobs):
         "Jobs that are over, again as if new. Those whose key is taken stay as they are"
         again = []
