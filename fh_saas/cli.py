@@ -79,8 +79,8 @@ def dashboard(
     with refusing():
         p = find(where, quiet=False)
         if p.tenants is None and len(p.ms)>1: raise Wrong(f'{where} holds several managers; name one')
-        from fh_saas.dashboard import serve
-        serve(p.tenants if p.tenants is not None else p.manager(p.names[0]), host=host, port=port)
+        from fh_saas.dashboard import is_loopback, serve
+        serve(p.tenants if p.tenants is not None else p.manager(p.names[0]), host=host, port=port, token=None if is_loopback(host) else True)
 
 # %% ../nbs/36_cli.ipynb #ae1742ae
 @command(main)

@@ -8,7 +8,7 @@ __all__ = ['dashboard', 'serve']
 # %% ../nbs/31_dashboard.ipynb #261eea6d
 import socket, uvicorn
 from fasthtml.common import A, Beforeware, FastHTML, P
-from . import job_pages, tenant_pages
+from . import control_pages, job_pages, tenant_pages
 from .board import Board
 from .guard import Guard, check_token, is_loopback
 from .pages import View, routes

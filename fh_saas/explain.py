@@ -9,6 +9,7 @@ __all__ = ['explain']
 import time
 from .ids import from_iso, to_iso
 from .lane import Lane
+from .slots import slots
 from .store.base import DUE, HANDED, HELD, LATER, PARKED, WAITS
 from .store.controls import next_start, read_controls
 
@@ -32,10 +33,17 @@ def _held(lane, row):
     if kind=='r' and t.rate:
         n,s = t.rate
         return f'its task may start {n} in {s:g} s{under}; the next may at {_at(lane, next_start(lane.store, k, n, s, lane.clock()))}'
+    if kind=='g': return _over_all(lane, t, k, under)
     ids = _running(lane, 'tj_limit where limit_key=?', k)
     return f'limit {len(ids)} of {t.limit}{under} is used by {_some(ids)}' if t.limit and ids else _soon(lane)
 
 def _soon(lane): return _nobody(lane) or 'it was held back and is about to be let go'
+
+def _over_all(lane, t, k, under):
+    "Who has the slots is unknown: other tenants' rows are in other files"
+    n = (lane.limits.slots or slots(lane.here)).used(k, t.limit_all) if t.limit_all else -1
+    if n<0 or n<t.limit_all: return _soon(lane)
+    return f'limit {n} of {t.limit_all}{under} over all {"tenants" if lane.tenant else "databases of the folder"} is used'
 
 def _at(lane, t): return to_iso(max(t, lane.clock()))
 

@@ -54,7 +54,7 @@ class Lane:
         self.store,self.here,self.known,self.clock,self.lease_s = store,here,known or Known(),clock,lease_s
         store.now,self.owner = self.now,here.owner if here else 'memory'
         self.name,self.ids,self.tenant = store.path,JobIds(),None   # the tenant's id where `Tenants` opened it
-        self.limits,self.grants = Limits(store, self.known, clock),{}     # how many of a queue the turn under way may claim, by name
+        self.limits,self.grants = Limits(store, self.known, clock, here),{}     # how many of a queue the turn under way may claim, by name
         self.acks,self.back,self.handed,self.aside = deque(),deque(),deque(),deque()   # what waits for the next turn
         self.notes = deque()                       # `JobContext`s that have something to write
         self.small,self.ready = deque(),deque()    # claimed jobs: short ones, run by who makes the turn; others, for any runner
@@ -117,17 +117,19 @@ def turn(self:Lane,
             if notes: self._note(notes)
             refused = self._write(acks)
             self._return(back, aside)
-            if self.limits.used: self.limits.let_next(self.store._c, [*(a.claim for a in acks), *back, *aside])
+            if self.limits.used or self.limits.slots: self._leave_room([*(a.claim for a in acks), *back, *aside], limit)
             claims = self._claim(handed, limit, only)
     except BaseException as e:
         for q,old in zip(queues, taken): q.extendleft(reversed(old))
         for o in notes: o.again()
         self.grants.clear()
+        if self.limits.slots: self.limits.undo()
         self.limits.put_off = {}
         if not isinstance(e, Exception): raise
         self._sick(e)
         return []
     self.pauses = 0
+    if self.limits.slots: self._settle([*(a.claim for a in acks), *back, *aside])
     self._ended(acks, refused)
     for c in back: self._let_go(c, told=self.closing)
     for c in aside: self._let_go(c)
@@ -219,9 +221,11 @@ def _claim(self:Lane, handed, limit, only):
         if self.limits.rates: self.limits.let_rates(s._c)
     if limit<=0 or self.closing or self.writes_only or self.limits.is_shut(s._c): return []
     if self.max_running is not None and (limit := min(limit, self.max_running-s.count_running()))<=0: return []
+    if self.limits.globs: self.limits.let_slots(s._c, limit, self._waits_as())
     claims = s.claim(self.owner, now, limit, self.lease(), only, queues=self._queues(limit)) if self.limits.due else []
     if self.parked and len(claims)<limit: claims += self._unpark(now, limit-len(claims))
-    if len(got := self.limits.admit(s._c, claims))<len(claims): self.dirty = True      # behind what is held there may be more
+    if len(got := self.limits.admit(s._c, claims, self._waits_as()))<len(claims):
+        self.dirty = True                       # behind what is held there may be more
     if self.limits.rates and self.due_at is not None: self.due_at = min(self.due_at, self.limits.next_at())
     return got
 
@@ -232,6 +236,25 @@ def _unpark(self:Lane, now, limit):
     got = s.claim(self.owner, now, limit, self.lease(), parked=self.parked)
     if wrong := [c for c in got if not self.limits.serves(c.queue, names)]: s.release(wrong)
     return [c for c in got if c not in wrong] if wrong else got
+
+@patch
+def _waits_as(self:Lane):
+    "The name under which it stands in line for slots; None where nobody would serve it when its turn comes"
+    return self.name if self.server and self.here else None
+
+@patch
+def _leave_room(self:Lane, ended, limit):
+    "Let others begin in place of those whose end is written, inside `writing()`"
+    self.limits.let_next(self.store._c, ended)
+    if self.limits.globs and limit>0: self.limits.keep_slots(ended, self._waits_as())
+
+@patch
+def _settle(self:Lane, ended):
+    "A turn is committed: give its slots back"
+    goes_on = bool(self.server) and not (self.closing or self.writes_only)
+    if self.limits.settle(ended, self.here and self.name, goes_on, self.turned_at):
+        self.dirty = True
+        if not self._waits_as(): self.news = True      # nobody else wakes it
 
 @patch
 def _queues(self:Lane, limit):
@@ -498,7 +521,7 @@ def _presence(key):
 def _put(key, lane):
     with _lanes_lock:
         if (old := _lanes.get(key)) and not old.closed and not old.store.moved(): lane.store.close(); return old
-        if old: _close(old)
+        if old: _close(old); old.limits.abandon()
         _lanes[key],lane.key = lane,key
         if lane.here: lane.here.uses += 1
         return lane
@@ -510,6 +533,7 @@ def close(self:Lane):
     with _lanes_lock:
         if not self.closed and _lanes.get(self.key) is self: del _lanes[self.key]
         store = _close(self)
+    self.limits.abandon()
     if store: store.close()                # may copy the log into the file, which takes a while
 
 def _close(lane):

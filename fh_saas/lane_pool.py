@@ -99,6 +99,7 @@ def drop(self:LanePool,
     "Forget a tenant; its lane, if open, is served no longer than it has jobs in hand"
     if not (e := self.entries.pop(id, None)): return
     if self.paths.get(e.path) is e: del self.paths[e.path]
+    if self.here.slots: self.here.slots.leave(e.path)
     for o in self.sick,self.open,self.marks: o.pop(id, None)
     self._order = [o for o in self._order if o is not e]
     if (lane := e.lane) and not lane.closed:
@@ -181,11 +182,11 @@ def _shut(self:LanePool, e, hurry=False):
     if not (self.worker.drop(lane) if self.worker else lane.close_idle()):
         if hurry and not lane.closed: lane.store.leave_log(False)
         return False
-    self.open.pop(e.id, None)
-    e.vtime,e.due_at,e.lane,e.sig = lane.vtime,lane.due_at or 0.,None,_sig(e.path)
-    self.here.unnote(lane.name)
-    if e.due_at<float('inf'): heapq.heappush(self._due, (e.due_at, next(self._n), e))
-    if more: self.look(e)
+    if e.lane is lane: self.open.pop(e.id, None); e.lane = None       # another thread may have opened it again
+    e.vtime,e.sig = lane.vtime,_sig(e.path)
+    if not self._waits(lane): self.here.unnote(lane.name)
+    if (lane.due_at or 0.)<float('inf'): self.wake_at(e, lane.due_at or 0.)
+    if more or lane.news: self.look(e)         # it was called while it was being closed
     if hurry:
         self._left.append(e)
         if self.worker:
@@ -193,6 +194,14 @@ def _shut(self:LanePool, e, hurry=False):
     return True
 
 # %% ../nbs/17_lane_pool.ipynb #3f22adf3
+@patch
+def _waits(self:LanePool, lane):
+    "Whether jobs wait there for a slot: then its name stays in line, and on the list of what others look into should this process die"
+    lim = lane.limits
+    if not lim.globs or lim.shut or not self.worker: return False
+    for k,n in list(lim.globs.items()): lim.slots.stand(k, n, lane.name)
+    return True
+
 @patch
 def look(self:LanePool,
     e:Entry, # May have something to do
@@ -265,6 +274,13 @@ def heard(self:LanePool,
         if e := self.paths.get(o): self.look(e)
         else: strange.add(o)
     if strange: self.unknown(strange)
+
+@patch
+def look_into(self:LanePool,
+    name:str, # A database
+):
+    "Look into it, if it is one of these. Safe from any thread"
+    if e := self.paths.get(name): self.look(e)
 
 @patch
 def sweep(self:LanePool,

@@ -9,10 +9,12 @@ __all__ = ['Limits']
 import time
 from collections import Counter
 from fastcore.basics import patch
+from .presence import Presence
+from .slots import slots
 from .store.base import Claim
 from .store.controls import (any_held, count_type, counts, gate_and_controls, held_for, hold, let_go, next_start, note_starts, read_controls, room_of_rate)
 from .store.sqlite import SqliteStore
-from .tasks import Known
+from .tasks import Known, Task
 from typing import Callable
 
 # %% ../nbs/10_limits.ipynb #73a71d06
@@ -22,14 +24,23 @@ class Limits:
         store:SqliteStore, # The tenant's database
         known:Known, # Where the tasks are found that say how many
         clock:Callable=time.time, # The time in seconds since 1970
+        here:Presence=None, # This process in the folder over which `limit_all` counts; None for this database alone
     ):
-        self.store,self.known,self.clock = store,known,clock
+        self.store,self.known,self.clock,self.here = store,known,clock,here
         self.ctl,self._seen = {},None         # controls, and what `controls` counted when they were read
         self.due = self.named = True          # whether anything is due, and whether in a named queue
         self.put_off = {}                     # claims that the turn under way put into a line, by line
         self.used = False                     # whether any limit has been met, so that ends must let others go
         self.rates = {}                       # limit_key -> (n, period in s, when the next may start) where a rate holds jobs
+        self.slots,self.shut = None,False     # where limits over all databases are counted, once one was met; whether the gate was shut
+        self.globs,self.got = {},{}           # limit_key -> how many in all, where that holds jobs; slots of this process's jobs by (id, fence)
+        self._begin_turn()
     def __repr__(self): return f'Limits({self.store.path!r}, controls={sorted(self.ctl)})'
+
+@patch
+def _begin_turn(self:Limits):
+    "Slots without a job; those of them whose job ends in this turn; claims with a slot; keys for which no job is held any more"
+    self.spare,self._moved,self._new,self._empty = {},set(),[],set()
 
 # %% ../nbs/10_limits.ipynb #3ab6d1b6
 @patch
@@ -39,6 +50,7 @@ def is_shut(self:Limits,
     "Whether nothing at all may be claimed. Brings the controls up to date"
     shut,seen,self.due,self.named = gate_and_controls(c)
     if seen!=self._seen: self.ctl,self._seen = read_controls(c),seen
+    self.shut = shut
     return shut
 
 @patch
@@ -84,14 +96,14 @@ def _of_types(self, c, claims):
     return room,{f't:{t}':n for t,n in mine.items()}
 
 def _of_keys(self, c, claims):
-    "Room in the lines of keys, how many claims stand in each, and the rates among them"
+    "Room in the lines of keys, how many claims stand in each, the rates among them, and the limits over all databases"
     room,rates,keyed = {},{},[o for o in claims if o.limit_key]
     tasks = {o.limit_key:self.known.resolve(o.task, o.id) for o in keyed}
     mine,run = Counter([o.limit_key for o in keyed]),counts(c, list(tasks)) if keyed else {}
     for k,t in tasks.items():
         if t and t.limit: room[f'l:{k}'] = t.limit-run.get(k, 0)+mine[k]
         if t and t.rate: room[f'r:{k}'],rates[k] = room_of_rate(c, k, *t.rate, self.clock()),t.rate
-    return room,{f'{a}:{k}':n for k,n in mine.items() for a in 'lr'},rates
+    return room,{f'{a}:{k}':n for k,n in mine.items() for a in 'lr'},rates,{k:t.limit_all for k,t in tasks.items() if t and t.limit_all}
 
 def _part(claims, room):
     "(those that may run, the others by the line that is full); a claim takes a place in each of its lines"
@@ -107,15 +119,17 @@ def _part(claims, room):
 def admit(self:Limits,
     c, # The connection, inside `writing()`
     claims:list, # `Claim`s that were made in this transaction
+    name:str=None, # The database, if it is to stand in line for slots; None if not
 )->list: # Those that may run
     "Hold the claims for which there is no room"
     if not claims or not self.ctl and not any([o.limit_key for o in claims]): return claims
-    room,mine,rates = _of_keys(self, c, claims)
+    room,mine,rates,alls = _of_keys(self, c, claims)
     of_types,typed = _of_types(self, c, claims)
     room |= of_types; mine |= typed
-    if not room: return claims
-    self.used = True
+    if not (room or alls): return claims
+    self.used = self.used or bool(room)
     out,held = _part(claims, room) if any([room[k]<mine[k] for k in room]) else (claims,{})
+    if alls: out = self._with_slots(out, alls, held, name)
     for k,os in held.items(): hold(c, os, k)
     if held: self.put_off = held
     self._note(c, out, rates, held)
@@ -156,6 +170,133 @@ def next_at(self:Limits)->float: # Seconds since 1970; infinity for never
     "When a rate next lets a job go"
     return min([at for *_,at in self.rates.values()], default=float('inf')) if self.rates else float('inf')
 
+# %% ../nbs/10_limits.ipynb #59699e5a
+@patch
+def keep_slots(self:Limits,
+    claims:list, # `Claim`s whose attempts end in this transaction
+    name:str=None, # The database
+):
+    "Let the next jobs have their slots, if nobody else waits"
+    for o in claims:
+        s = self.got.get((o.id, o.fence))
+        if s and o.limit_key in self.globs and self.slots.is_alone(s, name): self.spare.setdefault(o.limit_key, []).append(s); self._moved.add(s)
+
+@patch
+def let_slots(self:Limits,
+    c, # The connection, inside `writing()`
+    limit:int, # At most so many
+    name:str=None, # The database, if it is to stand in line; None if not
+):
+    "Let go as many jobs as there are slots"
+    for k,n in list(self.globs.items()):
+        mine = self.spare.setdefault(k, [])
+        if (want := min(limit, n)-len(mine))>0: mine += self.slots.take(k, n, name, want)
+        went = let_go(c, [(f'g:{k}', len(mine))]) if mine else 0
+        if went: self.due = self.named = True
+        if mine and not any_held(c, f'g:{k}'): self._empty.add(k)
+
+@patch
+def _with_slots(self:Limits, claims, alls, held, name):
+    "Those for which there is a slot; the others are added to `held`"
+    out,full = [],set()
+    for o in claims:
+        k = o.limit_key
+        if k not in alls or k not in full and self._has_slot(o, alls[k], name): out.append(o); continue
+        full.add(k)
+        held.setdefault(f'g:{k}', []).append(o)
+    return out
+
+@patch
+def _has_slot(self:Limits, o, n, name):
+    if not self.slots: self.slots = slots(self.here)
+    mine = self.spare.get(o.limit_key) or self.slots.take(o.limit_key, n, name)
+    if mine: self.got[o.id,o.fence] = mine.pop(); self._new.append((o.id, o.fence)); return True
+    self.globs[o.limit_key] = n
+    self._empty.discard(o.limit_key)
+    return False
+
+# %% ../nbs/10_limits.ipynb #570982f0
+@patch
+def settle(self:Limits,
+    claims:list, # `Claim`s whose attempts have ended, or that went back
+    name:str=None, # The database, as others know it; None if it stands in no line
+    stays:bool=False, # Whether it goes on waiting
+    before:float=float('inf'), # When the turn began, in seconds of `time.monotonic()`
+)->bool: # Whether slots were given while jobs wait here
+    "A turn is committed: give back the slots of its ends, and what was offered in vain"
+    new = {self.got[k] for k in self._new}
+    spare = {s for o in self.spare.values() for s in o}
+    ended = [s for o in claims if (s := self.got.pop((o.id, o.fence), None)) and s not in new]
+    for k in self._empty: self.globs.pop(k, None)
+    spare -= self._moved
+    self._begin_turn()
+    if name: spare.update(self._line_up(name, stays and not self.shut, before))
+    if ended: self.slots.give(ended)
+    if spare: self.slots.give(spare, used=False)
+    return bool(ended and self.globs)
+
+@patch
+def _line_up(self:Limits, name, stays, before):
+    "Stand in line for what holds jobs here, and for nothing else; what was offered in vain"
+    if stays:
+        for k,n in list(self.globs.items()): self.slots.stand(k, n, name)
+    if name not in self.slots.where: return ()
+    old = self.slots.offered(name, before)
+    self.slots.leave(name, but=self.globs if stays else ())
+    return old
+
+@patch
+def is_in_line(self:Limits,
+    name:str, # The database, as others know it
+)->bool:
+    "Whether it stands in line for a slot, with jobs that wait or without"
+    if self.here and self.here.slots: self.slots = self.here.slots
+    return bool(self.slots) and name in self.slots.where
+
+@patch
+def undo(self:Limits):
+    "The turn has failed, and the claims with it"
+    gone = [self.got.pop(k) for k in self._new]+[s for o in self.spare.values() for s in o]
+    gone = [s for s in gone if s not in self._moved]
+    self._begin_turn()
+    self.slots.give(gone, used=False)
+
+# %% ../nbs/10_limits.ipynb #eaf81dd3
+@patch
+def _wait_for(self:Limits, k, t):
+    "How many a line may let go at once: none, but for slots"
+    if not t.limit_all: self.globs.pop(k, None); return 1000
+    if not self.slots: self.slots = slots(self.here)
+    self.globs[k] = t.limit_all
+    return 0
+
+@patch
+def _stand(self:Limits, name):
+    new = [k for k,n in list(self.globs.items()) if self.slots.stand(k, n, name)]
+    if new: self.slots.look_for(new)
+
+@patch
+def by_hand(self:Limits,
+    o:Claim, # Begins all the same
+    t:Task, # Its task
+):
+    "Count a job that the app runs by hand, if there is a slot"
+    if not (t.limit_all and o.limit_key): return
+    if not self.slots: self.slots = slots(self.here)
+    if got := self.slots.take(o.limit_key, t.limit_all): self.got[o.id,o.fence] = got[0]
+
+@patch
+def let_lost(self:Limits,
+    claims:list, # `Claim`s that no thread held and that went back
+):
+    "Give back their slots"
+    self.slots.give([s for o in claims if (s := self.got.pop((o.id, o.fence), None))])
+
+@patch
+def abandon(self:Limits):
+    "The database is closed, whatever ran"
+    if self.got: self.slots.free(list(self.got.values())); self.got.clear()
+
 # %% ../nbs/10_limits.ipynb #39959023
 def _room_now(self, line, task):
     "How many of a line may go"
@@ -164,6 +305,7 @@ def _room_now(self, line, task):
         lim = self.ctl.get(f'limit:t:{k}')
         return 0 if f'pause:t:{k}' in self.ctl else int(lim)-count_type(self.store, k) if lim else 1000
     if t is None: return 1                         # a claim will find that nobody knows it
+    if kind=='g': return self._wait_for(k, t)
     if kind=='l': return t.limit-counts(self.store, [k]).get(k, 0) if t.limit else 1000
     if t.rate: self.rates[k] = *t.rate,next_start(self.store, k, *t.rate, self.clock())
     return room_of_rate(self.store, k, *t.rate, self.clock()) if t.rate else 1000
@@ -171,11 +313,13 @@ def _room_now(self, line, task):
 @patch
 def reconsider(self:Limits,
     wait_s:float=.25, # How long to wait for the lock, in seconds
+    name:str=None, # The database, if it is to stand in line for slots; None if not
 )->int: # How many went
     "Let go what nothing holds any more. Raises `StoreError`"
     lines = held_for(self.store)
     if not lines: return 0
     self.used,self.ctl,self._seen = True,read_controls(self.store),None
     frees = [(k, n) for k,task in lines if (n := _room_now(self, k, task))>0]
+    if self.globs and name: self._stand(name)
     if not frees: return 0
     with self.store.writing(wait_s) as c: return let_go(c, frees)

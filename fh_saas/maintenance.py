@@ -49,6 +49,7 @@ def release_lost(
     again = [c for c in lost if (c.id,c.fence) in seen]
     if again:
         with lane.store.writing(PATIENCE_S): lane.store.release(again)
+        if lane.limits.slots: lane.limits.let_lost(again)
         if listening(): events.returned(lane, 'job.released', again)
         log.warning('%s: %d claims that no thread held were given back', lane.name, len(again))
     return {(c.id,c.fence) for c in lost if c not in again}
@@ -69,7 +70,7 @@ def mend(
     if n := lane.store.mend(PATIENCE_S): log.warning('%s: %d jobs had ended without a word to those who waited for them', lane.name, n)
     return n
 
-# %% ../nbs/12_maintenance.ipynb #2f9d373b
+# %% ../nbs/12_maintenance.ipynb #16778c17
 def look_in(
     lane:Lane, # The database to look after
 )->bool: # Whether there is anything to claim
@@ -78,7 +79,7 @@ def look_in(
     o = lane.store.glance()
     n = rescue(lane) if o.owners else 0
     if lane.hand: lane._obey()
-    if o.held: n += lane.limits.reconsider()
+    if o.held: n += lane.limits.reconsider(name=lane._waits_as())
     lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())] if o.parked else []
     lane._look_ahead(o.next_at)                   # jobs for later that other processes submitted
     return bool(o.due or n or lane.parked)

@@ -123,6 +123,10 @@ def _on_failed(k, v):
     if v not in ('fail', 'cancel', 'run'): raise ValueError(f"{k} must be 'fail', 'cancel' or 'run', not {v!r}")
     return v
 
+def _few(k, v):
+    if _whole(k, v, 1)>1000: raise ValueError(f'{k} must be at most 1000, not {v}')
+    return v
+
 def _rate(k, v):
     if not isinstance(v, (tuple, list)) or len(v)!=2: raise TypeError(f'{k} must be a pair (how many, in how many seconds), not {v!r}')
     n,s = _whole(k, v[0], 1),_longer(k, v[1])
@@ -134,11 +138,12 @@ def _flag(k, v):
     return v
 
 # %% ../nbs/05_options.ipynb #6fe61256
+_LIMITS = {'limit', 'limit_all', 'rate'}
 _either = dict(delay=duration, priority=lambda k,v: _whole(k, v, 0), queue=lambda k,v: None if text(k, v)=='default' else text(k, v), unique_for=_unique_for,
                timeout=_longer, tags=_tags, max_retries=lambda k,v: check_tries(v))
 of_job = dict(_either, run_at=instant, unique=_unique, backoff=lambda k,v: backoff_row(v), after=_after, on_failed=_on_failed, limit_key=key_text)
 of_task = dict(_either, unique=_of_kw(_unique), backoff=lambda k,v: as_policy(v.total_seconds() if isinstance(v, timedelta) else v), limit_key=_of_kw(key_text),
-               limit=lambda k,v: _whole(k, v, 1), rate=_rate, retry_on=_types, no_retry_on=_types,
+               limit=lambda k,v: _whole(k, v, 1), limit_all=_few, rate=_rate, retry_on=_types, no_retry_on=_types,
                process=_flag, max_jobs=lambda k,v: _whole(k, v, 1), max_rss=lambda k,v: _whole(k, v, 1, 62))
 
 def check_options(
@@ -154,7 +159,7 @@ def check_options(
     if 'delay' in o and 'run_at' in o: raise ValueError('delay and run_at are two ways to say when; give one')
     if 'on_failed' in o and not o.get('after'): raise ValueError('on_failed says what happens if a job of after= fails; give after= as well')
     if what=='task' and 'unique_for' in o and not o.get('unique'): raise ValueError('unique_for needs unique=')
-    if what=='task' and 'limit_key' in o and not ('limit' in o or 'rate' in o): raise ValueError('limit_key needs limit= or rate=')
+    if what=='task' and 'limit_key' in o and not _LIMITS & set(o): raise ValueError('limit_key needs limit=, limit_all= or rate=')
     for k in ('max_jobs', 'max_rss'):
         if k in o and not o.get('process'): raise ValueError(f'{k} says when a child process is replaced; it needs process=True')
     return o
@@ -178,7 +183,7 @@ def put_options(
     if k := get('limit_key'):
         if callable(k): k = key_text('limit_key', _worked_out('limit_key', k, kwargs))
         job.limit_key = row_key(job.task, k)
-    elif 'limit' in o or 'rate' in o: job.limit_key = job.task
+    elif not _LIMITS.isdisjoint(o): job.limit_key = job.task
     if 'unique_for' in o and 'unique' not in o: raise ValueError('unique_for needs unique=')
     if u := get('unique'): _put_unique(job, u, get('unique_for', 'running'), kwargs, iso, now)
     if a := get('after'): job.parents = msgspec.json.encode(a).decode(); job.on_failed = job.on_failed or 'fail'

@@ -116,7 +116,8 @@ def form(self:View,
 ):
     "A form that does something"
     return Form(Input(type='hidden', name='csrf', value=self.req.scope.get('csrf', '')),
-        *[Input(type='hidden', name=k, value=v) for k,v in hidden.items() if v is not None], *parts, method='post', action=self.base+path, cls=cls)
+        *[Input(type='hidden', name=k, value=v) for k,v in hidden.items() if v is not None], *parts, method='post', action=self.base+path,
+        enctype='application/x-www-form-urlencoded', cls=cls)      # FastHTML's own default is multipart, which the guard refuses
 
 @patch
 def button(self:View,

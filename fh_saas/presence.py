@@ -29,6 +29,7 @@ class Presence:
         self.bells.mkdir(parents=True, exist_ok=True)
         self._free,self._room,self._sock,self._lock,self._warned = deque(),0,None,threading.Lock(),False
         self.uses,self._noted,self._list,self._lines,self._dead,self._serves = 0,set(),None,0,set(),False
+        self.slots = self.wake = None              # see Slots; has a database of this folder looked into, open or not
         self._open_run()
         self._open_bell()
         _here.add(self)
@@ -216,11 +217,13 @@ def _open_bell(self:Presence):
 @patch
 def ring(self:Presence,
     name:str, # The database that has work
+    to:str=None, # Owner id of the only one to be woken; None for all
 ):
     "Wake the other processes of this folder. Never raises, never waits"
     if not self._sock: return
     msg = name.encode()
     for o,addr in self._others():
+        if to and o!=to: continue
         try: self._sock.sendto(msg, addr)
         except ConnectionRefusedError: _unlink(self.bells/o)    # its process is gone
         except OSError: pass                                  # its buffer is full, so it is awake; or it has just left
@@ -255,6 +258,7 @@ def close(self:Presence):
     "Leave the folder. Nothing of this process may be claimed any more"
     with self._lock:
         if self._fd is None: return
+        if self.slots: self.slots.clear()
         for o in (self.path, self.bells/self.owner, self.dir/f'{self.owner}.dbs'): _unlink(o)
         self._drop()
 
@@ -265,6 +269,7 @@ def _drop(self:Presence):
     if self._dirfd is not None: os.close(self._dirfd)
     if self._fd is not None: os.close(self._fd); self._map.close()
     if self._list is not None: os.close(self._list)
+    if self.slots: self.slots.drop()
     self._sock = self._dirfd = self._fd = self._list = None
 
 # %% ../nbs/07_presence.ipynb #53e1beb9

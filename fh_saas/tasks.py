@@ -58,7 +58,7 @@ class Task:
     ):
         self.func,self.name,self.defaults,self._fit = func,name,defaults,set()
         self.options = o = check_options(defaults, of_task) if defaults else {}
-        self.policy,self.limit,self.rate = o.pop('backoff', None) or as_policy(),o.get('limit'),o.get('rate')
+        self.policy,self.limit,self.limit_all,self.rate = o.pop('backoff', None) or as_policy(),o.get('limit'),o.get('limit_all'),o.get('rate')
         self.retry_on,self.no_retry_on = o.pop('retry_on', BaseException),o.pop('no_retry_on', ())
     def __repr__(self): return f'Task({self.name!r})'
 

@@ -660,6 +660,7 @@ class _Source:
     def __init__(self, tenants): self.tenants,self.here,self._pool,self._beat = tenants,tenants._here,tenants._pool,0
     def __repr__(self): return repr(self.tenants)
     def heard(self, names): self._pool.heard(names)
+    def look_into(self, name): self._pool.look_into(name)
     def sweep(self, dead):
         ts = self.tenants
         if ts._registry.changed(): ts._refresh(); ts._look_at_crons()

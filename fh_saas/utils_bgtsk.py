@@ -72,7 +72,7 @@ class TenantJob:
     progress: str = None # JSON of how far it has come
     parents: str = None # JSON list of the jobs it waits for
     unique_until: str = None # Until when its unique key is taken, where that is a matter of time
-    held: str = None # What holds it back while `ready` is 3: `t:` a job type that is paused or limited, `l:` its limit_key
+    held: str = None # What holds it back while `ready` is 3: `t:` a job type that is paused or limited, `l:` its limit_key, `g:` the same over all tenants
     cancel_at: str = None # When somebody asked a running job to end
     backoff: str = None # JSON list of base, cap and jitter; None for the task's policy
     tags: str = None # JSON list of texts
@@ -458,6 +458,7 @@ def _execute_with_retry(self:BackgroundTaskManager,
             if listening(): events.returned(lane, 'job.parked', [c])
             return
         lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
+        if t.limit_all: lane.limits.by_hand(c, t)
         self._attempt(lane, a)
 
 @contextmanager
@@ -687,6 +688,7 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
         lane.due_at,lane.writes_only,lane.driven = None,False,True
         look_in(lane)
         mend(lane)
+        lane.news = lane.news or bool(lane.limits.globs)
         try:
             while True:
                 with lane.turning:

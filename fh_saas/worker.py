@@ -107,7 +107,8 @@ def serve(self:Worker,
 def listen(self:Worker,
     here:Presence, # This process in some folder
 ):
-    "Hear the folder's doorbell"
+    "Hear the folder's doorbell, and those of this process who want a database looked into"
+    here.wake = self.look_into
     if here._sock and here not in self._heard_by:
         self._heard_by.add(here)
         try: self._sel.register(here, selectors.EVENT_READ)
@@ -214,6 +215,7 @@ def _begin(self:Worker, lane):
     try:
         if look_in(lane): lane.news = True
     except Exception as e: lane._sick(e)
+    if lane.limits.is_in_line(lane.name): lane.news = True      # it may have been opened because it is its turn to have a slot
     for i in range(2):
         more = True
         if not lane.turning.acquire(blocking=False): break
@@ -394,10 +396,26 @@ def _heard(self:Worker, who):
         except OSError: pass
         return
     names = who.rung()
-    for o in list(self.lanes):
-        if o.name in names: names.discard(o.name); o.news = True; self.kick(o)
-    if names:
+    if who.slots: names = who.slots.heard(names)
+    if names := self._call(names):
         for o in self.sources: o.heard(names)
+
+@patch
+def _call(self:Worker, names):
+    "Have turns made in lanes that are open; the other names"
+    for o in list(self.lanes):
+        if o.name not in names: continue
+        o.news = True; self.kick(o)
+        if not (o.closed or o.leaving): names.discard(o.name)        # a lane that is just being closed may not see it
+    return names
+
+@patch
+def look_into(self:Worker,
+    name:str, # A database
+):
+    "Have a turn made there soon, open or not. Safe from any thread"
+    if self._call({name}):
+        for o in self.sources: o.look_into(name)
 
 @patch
 def _help(self:Worker):
@@ -515,8 +533,9 @@ def _sweeps(self:Worker):
 def _sweep(self:Worker, beat):
     heres = {id(o.here):o.here for o in (*self.lanes, *self.sources) if o.here}.values()
     dead = {id(o):o.deaths() for o in heres}
-    if beat:
-        for o in heres: o.tidy(time.time())
+    for o in heres:
+        if beat: o.tidy(time.time())
+        if o.slots: o.slots.look(); o.slots.tidy(time.time())
     for o in self.sources:
         try: o.sweep(dead.get(id(o.here), ()))
         except Exception: log.exception('%r met an error of fh_saas itself and goes on', o)
@@ -559,7 +578,7 @@ def _care(self:Worker, lane, beat):
 # %% ../nbs/15_worker.ipynb #517edcf7
 @patch
 def join(self:Worker,
-    source, # Has `here`, a Presence or None, `heard(names)` and `sweep(dead)`
+    source, # Has `here`, a Presence or None, `heard(names)`, `look_into(name)` and `sweep(dead)`
 ):
     "Serve what a source opens"
     self.start()
@@ -635,6 +654,8 @@ def _until(f, s):
 def _deafen(self:Worker, here):
     "Stop listening to a folder's doorbell if no lane of it is left"
     if any(o.here is here for o in (*self.lanes, *self.sources)): return
+    here.wake = None
+    if here.slots: here.slots.clear()
     here.serve(False)
     if not here._sock: return
     self._heard_by.discard(here)

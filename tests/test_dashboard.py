@@ -110,6 +110,7 @@ def test_nothing_is_markup_and_nothing_secret(m, ts, many):
             assert SECRET not in r.text, path
             for tag,attrs in Tags().all(r.text):
                 assert tag in ALLOWED and not [k for k,_ in attrs if k.startswith('on') or k=='style'], (path, tag, attrs)
+                assert tag!='form' or dict(attrs).get('method')!='post' or dict(attrs)['enctype']=='application/x-www-form-urlencoded'
                 assert tag!='script' or dict(attrs)['src'].endswith('/assets/dashboard.js')
             for href in re.findall(r'(?:href|action|src)="([^"]*)"', r.text): assert href.startswith((base+'/', '#')) and not href.startswith('//'), href
             assert r.headers['content-security-policy']==CSP and r.headers['cache-control']=='no-store'
@@ -398,3 +399,33 @@ def test_failures_are_grouped(m):
     assert '>5<' in html and html.count('class="err"')==1
     link = re.search(r'href="(/jobs\?status=failed[^"]*)"', html)[1]
     assert 'No jobs' not in Web(m).get(link) and SECRET not in html
+
+# --- schedules and queues
+
+def test_schedules(m, ts):
+    m.cron('0 9 * * *', work, name='<daily>')
+    w = Web(m)
+    html = w.get('/schedules')
+    assert '&lt;daily&gt;' in html and '09:00' in html
+    w.post('/schedules', name='<daily>', do='pause')
+    assert m.schedule('<daily>').state=='paused' and '>Resume<' in w.get('/schedules')
+    w.post('/schedules', name='<daily>', do='resume')
+    w.post('/schedules', name='<daily>', do='run')
+    assert m.schedule('<daily>').state=='active' and len(m.list_jobs())==1
+    w.post('/schedules', 409, name='nope', do='run'); w.post('/schedules', 400, name='<daily>', do='remove')
+    ts.cron('0 9 * * *', work, name='all')
+    w = Web(ts)
+    w.post('/schedules', name='all', do='pause', tenant='acme')
+    assert (ts['acme'].jobs.schedule('all').state, ts['globex'].jobs.schedule('all').state)==('paused', 'active')
+    assert 'all' in w.get('/schedules') and 'paused' in w.get('/schedules?tenant=acme')
+
+def test_queues(ts):
+    m = ts['acme'].jobs
+    m.options(queue='<mail>').submit('a', work, name='x')
+    w = Web(ts)
+    assert 'Choose a tenant' in w.get('/queues') and '&lt;mail&gt;' in w.get('/queues?tenant=acme')
+    w.post('/queues', tenant='acme', queue='<mail>', do='pause'); w.post('/queues', tenant='acme', type='a', do='pause')
+    assert (list(m.controls()['paused_queues']), list(m.controls()['paused_types']))==(['<mail>'], ['a']) and 'paused' in w.get('/queues?tenant=acme')
+    w.post('/queues', tenant='acme', queue='<mail>', do='resume'); w.post('/queues', tenant='acme', type='a', do='resume')
+    assert not m.controls()['paused_queues'] and not m.controls()['paused_types'] and not ts['globex'].jobs.controls()['paused_types']
+    w.post('/queues', 409, tenant='acme', do='pause'); w.post('/queues', 400, queue='x', do='pause')

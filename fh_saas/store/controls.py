@@ -65,8 +65,10 @@ def let_go(
 
 def any_held(
     c, # The connection, inside `writing()`
+    why:str=None, # What holds them; None for anything
 )->bool:
     "Whether any job is held"
+    if why: return bool(c.execute('select 1 from tenant_jobs indexed by tj_held where ready=3 and held=? limit 1', (why,)).fetchall())
     return bool(c.execute('select 1 from tenant_jobs indexed by tj_held where ready=3 limit 1').fetchall())
 
 def held_for(

@@ -251,7 +251,7 @@ def _own(self:SqliteFile, c):
         if time.monotonic()>self._writer.deadline: raise apsw.BusyError()
         time.sleep(.001)
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #663882c0
+# %% ../../nbs/store/01_sqlite_file.ipynb #18a4f032
 @patch
 def alone(self:SqliteFile,
     sql:str, # One statement that gives no rows
@@ -361,7 +361,9 @@ def leave_log(self:SqliteFile,
     leave:bool=True, # False to take it back
 ):
     "Have `close` leave the log for a later `fold`: it then waits for no disk"
-    if not self.memory: self._writer.conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(leave))
+    if self.memory: return
+    try: self._writer.conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(leave))
+    except apsw.ConnectionClosedError: pass       # another thread was quicker
 
 def fold(
     path:str, # A file whose log was left
@@ -444,7 +446,7 @@ def _insert(conn, sql, rows):
     for n in (16,8,4,2,1):
         while len(rows)-i>=n: conn.execute(_for_rows(sql, n), [v for o in rows[i:i+n] for v in o]); i += n
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #70377ace
+# %% ../../nbs/store/01_sqlite_file.ipynb #4d1baa26
 @patch
 def _lead(self:SqliteFile, op, end):
     "Commit for all that wait. If that fails, each one for itself, so that one bad row is the trouble of its caller alone"

@@ -1,0 +1,108 @@
+"The dashboard in a real browser, Debian's Chromium: live without a reload, retry by a click, no other host, nothing that axe-core finds"
+import os, re, shutil, socket, threading
+from pathlib import Path
+
+import pytest, uvicorn
+from fh_saas.dashboard import dashboard
+from fh_saas.tenants import Tenants
+
+CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+pytest.importorskip('playwright', reason='NO BROWSER TESTS: playwright is not installed, pip install -e .[test]')
+if not CHROMIUM: pytest.skip('NO BROWSER TESTS: there is no Chromium here, apt-get install chromium', allow_module_level=True)
+
+import axe_playwright_python
+from playwright.sync_api import expect, sync_playwright
+
+AXE = (Path(axe_playwright_python.__file__).parent/'axe.min.js').read_text()
+EVIL = '<img src=x onerror="document.title=\'hit\'">'
+SIZES = dict(light=dict(color_scheme='light', viewport=dict(width=1280, height=900)), dark=dict(color_scheme='dark', viewport=dict(width=1280, height=900)),
+             phone=dict(color_scheme='light', viewport=dict(width=390, height=844)))
+
+def work(**kw): return kw
+def boom(n): raise ConnectionError(f'{EVIL} does not answer (call {n})')
+
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+    "(Tenants, address, paths of all pages)"
+    ts = Tenants(tmp_path_factory.mktemp('site'), tasks=[work, boom], worker=False)
+    for o in ('acme', 'globex'): ts.create(o)
+    m = ts['acme'].jobs
+    for i in range(8):
+        for f,kw in ((work, dict(to=EVIL)), (boom, dict(n=i))):
+            id,t = m.submit(EVIL if f is boom else 'mail', f, 1, **kw)
+            t.func(*t.args)
+    ts.cron('0 9 * * *', work, name='daily')
+    bad = m.list_jobs(status='failed')[0].id
+    s = socket.create_server(('127.0.0.1', 0))
+    srv = uvicorn.Server(uvicorn.Config(dashboard(ts), log_level='warning'))
+    t = threading.Thread(target=srv.run, kwargs=dict(sockets=[s]), daemon=True)
+    t.start()
+    yield ts, f'http://127.0.0.1:{s.getsockname()[1]}', ['/', '/tenants', '/tenant?tenant=acme', '/jobs', '/jobs?tenant=acme', f'/job?tenant=acme&id={bad}', '/failures', '/schedules', '/queues?tenant=acme', '/actions', '/nope']
+    srv.should_exit = True
+    t.join(10)
+    ts.close()
+
+@pytest.fixture(scope='module')
+def browser():
+    with sync_playwright() as p:
+        b = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        yield b
+        b.close()
+
+class Watched:
+    "A page, with all that it complained of and asked for"
+    def __init__(self, browser, **kw):
+        self.context,self.errors,self.hosts = browser.new_context(**kw),[],set()
+        self.page = self.context.new_page()
+        self.page.on('console', lambda m: self.errors.append(m.text) if m.type=='error' and '404' not in m.text else None)
+        self.page.on('pageerror', lambda e: self.errors.append(str(e)))
+        self.page.on('request', lambda r: self.hosts.add(re.match(r'\w+://([^/:]*)', r.url)[1]))
+    def __enter__(self): return self
+    def __exit__(self, *a): self.context.close()
+
+@pytest.mark.parametrize('size', SIZES)
+def test_pages_are_sound(site, browser, size):
+    "Nothing that axe-core finds serious, nothing wider than the screen, no error, no other host, no markup from data"
+    _,base,paths = site
+    shots = os.environ.get('SHOTS')
+    with Watched(browser, **SIZES[size], bypass_csp=True) as w:       # axe is put in from outside; the policy itself is tested below
+        for p in paths:
+            w.page.goto(base+p)
+            w.page.evaluate(AXE)
+            bad = [(v['id'], v['nodes'][0]['html'][:200]) for v in w.page.evaluate('axe.run(document)')['violations'] if v['impact'] in ('serious', 'critical')]
+            assert not bad, (p, bad)
+            assert w.page.evaluate('document.documentElement.scrollWidth')<=SIZES[size]['viewport']['width'], p
+            assert w.page.title()!='hit' and not w.page.query_selector('img')
+            if shots: w.page.screenshot(path=f'{shots}/{re.sub(r"[^a-z]+", "-", p.split("&")[0]).strip("-") or "overview"}-{size}.png')
+        assert not w.errors and w.hosts=={'127.0.0.1'}
+
+def test_policy_lets_its_own_script_run(site, browser):
+    ts,base,_ = site
+    with Watched(browser) as w:
+        w.page.goto(f'{base}/jobs?tenant=globex')
+        expect(w.page.locator('#live')).to_contain_text('No jobs')
+        ts['globex'].jobs.submit('came later', work, to='x')
+        expect(w.page.locator('#live')).to_contain_text('came later', timeout=20_000)
+        assert not w.errors, 'no reload, and the policy objected to nothing'
+
+def test_retry_by_keyboard(site, browser):
+    "Without a mouse: from the list to the job, retried, and said so"
+    ts,base,paths = site
+    with Watched(browser) as w:
+        w.page.goto(base+paths[5])
+        w.page.get_by_role('button', name='Retry').focus()
+        w.page.keyboard.press('Enter')
+        expect(w.page.locator('.said')).to_have_text('It is due now.')
+        expect(w.page.locator('.badge').first).to_have_text('pending')
+        assert ts['acme'].jobs.get_job(paths[5].split('id=')[1]).status=='pending'
+
+def test_without_script(site, browser):
+    "Everything reads, and buttons work"
+    ts,base,_ = site
+    with Watched(browser, java_script_enabled=False) as w:
+        w.page.goto(f'{base}/jobs?tenant=acme&status=failed')
+        n = len(ts['acme'].jobs.list_jobs(status='failed'))
+        w.page.get_by_role('button', name='Retry all…').click()
+        w.page.get_by_role('button', name=f'Retry {n} jobs').click()
+        expect(w.page.locator('.said')).to_contain_text(f'done to {n} jobs')
+    assert not ts['acme'].jobs.list_jobs(status='failed')
