@@ -184,7 +184,9 @@ def insert_unique(
 def _insert_held(c, store, jobs, now):
     free_keys(c, [o.unique_key for o in jobs if o.unique_key], now)
     store.insert_into(c, jobs)
-    return holders(c, jobs)
+    ids,first = holders(c, jobs),{}
+    for o,i in zip(jobs, ids): first.setdefault(o.unique_key, i)     # it held the key, and ended at once with a parent that had failed
+    return [i or first[o.unique_key] for o,i in zip(jobs, ids)]
 
 # %% ../../nbs/store/08_controls.ipynb #72d928cc
 def cancel(

@@ -79,7 +79,7 @@ def _far(conn, jobs, kids):
 
 
 
-# %% ../../nbs/store/05_flow.ipynb #5057a4e8
+# %% ../../nbs/store/05_flow.ipynb #616c053e
 _TAKEN = """select id from tenant_jobs indexed by tj_unique where unique_key=? and (status='pending' or unique_key>='t'
     or status='running' and unique_key>='r')"""
 
@@ -93,7 +93,7 @@ def _stand_ins(conn, jobs):
         if id!=o.id: same[o.id] = id
     return same
 
-# %% ../../nbs/store/05_flow.ipynb #d347b9db
+# %% ../../nbs/store/05_flow.ipynb #eabbb4a5
 def put_waiting(
     conn, # A connection inside a transaction
     jobs:list, # `NewJob`s; those with parents are given their place in `ready`
@@ -115,10 +115,11 @@ def put_waiting(
         for o in kids: o.ready = ready.get(o.id)
     return got
 
-# %% ../../nbs/store/05_flow.ipynb #616c053e
-_RELINK = '''insert or ignore into tenant_job_parents select p.id,c.id from json_each(?) j cross join tenant_jobs c on c.id=j.value
+# %% ../../nbs/store/05_flow.ipynb #e1e5a266
+_RELINK = '''insert into tenant_job_parents select p.id,c.id from json_each(?) j cross join tenant_jobs c on c.id=j.value
     cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value
-    where c.status='pending' and c.parents is not null and p.status<>'completed' returning parent,child'''
+    where c.status='pending' and c.parents is not null and p.status<>'completed'
+    on conflict do update set child=excluded.child returning parent,child'''
 _WAIT = "update tenant_jobs set ready=4 where id in (select value from json_each(?)) and status='pending'"
 
 def wait_again(

@@ -1,0 +1,36 @@
+"python -m tests.chaos --minutes 30 [--only state,points,soak]: the long form. Ends with 1 if anything did not hold, and says how to replay it"
+import argparse, logging, random, sys, time, traceback
+
+def state(s, a):
+    "State machine against the model, a seed at a time"
+    from . import machine
+    end,n = time.monotonic()+s,0
+    while time.monotonic()<end:
+        seed = a.seed if a.seed is not None else random.randrange(2**32)
+        try: machine.run(50, a.steps, seed=seed)
+        except BaseException: print(f'state: replay with --only state --seed {seed} --steps {a.steps}', flush=True); raise
+        n += 50
+        if a.seed is not None: break
+    print(f'state: {n} runs of up to {a.steps} steps held')
+    for k,v in sorted(machine.count.items()): print(f'    {k:40} {v:>9,}')
+
+PARTS = dict(state=state)
+
+p = argparse.ArgumentParser(prog='python -m tests.chaos')
+p.add_argument('--minutes', type=float, default=30, help='for all parts together')
+p.add_argument('--only', default=','.join(PARTS), help='parts, with commas between')
+p.add_argument('--seed', type=int, default=None, help='replay one seed')
+p.add_argument('--steps', type=int, default=100, help='of one run of the state machine')
+if __name__=='__main__':
+    a = p.parse_args()
+    logging.disable(logging.WARNING)
+    parts,bad = a.only.split(','),[]
+    for o in parts:
+        t = time.monotonic()
+        try: PARTS[o](a.minutes*60/len(parts), a)
+        except BaseException as e:
+            traceback.print_exc()
+            bad.append(o)
+            if isinstance(e, KeyboardInterrupt): break
+        print(f'{o}: {"FAILED" if o in bad else "held"} after {time.monotonic()-t:.0f} s', flush=True)
+    sys.exit(bool(bad))
