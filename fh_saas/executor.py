@@ -9,13 +9,14 @@ __all__ = ['INTERRUPTED', 'Outcome', 'clip', 'failed', 'raised', 'returned', 'ca
 import asyncio, msgspec, traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from .around import aenclosed, arounds_of, enclosed, in_use
 from .steps import context_of, current
 from .ids import to_iso
 from .payload import dump_result, load_kwargs
 from .options import row_backoff
 from .retry import BackoffError, Discard, RetryIn, Snooze
 from .store.base import Ack, Claim, LATER
-from .tasks import Task
+from .tasks import Task, _is_async
 from typing import NamedTuple
 
 # %% ../nbs/10_executor.ipynb #12e7766a
@@ -90,7 +91,8 @@ def call(
     try:
         kw = load_kwargs(task.func, claim.payload, claim.typed)
         if task.wants: kw[task.wants] = context_of(a)
-        v = Context().run(_within, a, task.func, kw)
+        if in_use and (fs := arounds_of(a)): v = Context().run(_enclosed, a, fs, task, kw)
+        else: v = Context().run(_within, a, task.func, kw)
         if hasattr(type(v), '__await__'): v = _alone(v, a)
     except BaseException as e: return raised(e, task)
     return returned(v)
@@ -106,6 +108,12 @@ class _Alone:
     def kill(self, grace_s=None):
         try: self.loop.call_soon_threadsafe(self.task.cancel)
         except RuntimeError: pass          # it has ended
+
+def _enclosed(a, fs, task, kw):
+    current.set(a)
+    if _is_async(task.func): return _alone(aenclosed(a, fs, task.func, kw), a)
+    def func(**kw): v = task.func(**kw); return _alone(v, a) if hasattr(type(v), '__await__') else v
+    return enclosed(a, fs, func, kw)
 
 def _alone(aw, a):
     "Await `aw` in a thread that may or may not already run a loop"
@@ -134,7 +142,7 @@ async def acall(
         kw = load_kwargs(task.func, claim.payload, claim.typed)
         if task.wants: kw[task.wants] = context_of(a)
         current.set(a)
-        v = await task.func(**kw)
+        v = await (aenclosed(a, fs, task.func, kw) if in_use and (fs := arounds_of(a)) else task.func(**kw))
     except asyncio.CancelledError: raise
     except BaseException as e: return raised(e, task)
     return returned(v)

@@ -126,7 +126,7 @@ class Tasks:
     "Functions by task name"
     def __init__(self,
         parent:'Tasks'=None, # Where to look for names not found here; None for nowhere
-    ): self.parent,self._named,self._of = parent,{},{}
+    ): self.parent,self._named,self._of,self.arounds = parent,{},{},()
     def __contains__(self, name): return self.get(name) is not None
     def __getitem__(self, name):
         if (t := self.get(name)) is None: raise KeyError(f'no task is named {name!r}')

@@ -10,6 +10,7 @@ import apsw, os, sys, threading, time
 from contextlib import contextmanager, suppress
 from fastcore.basics import patch
 from . import worker as _w
+from .around import add_around
 from .check_in import check_in, make_file, set_gate
 from .ids import from_iso, to_iso
 from .lane import generation, mind, open_lane
@@ -103,6 +104,11 @@ class TenantManager(BackgroundTaskManager):
     def _cron_tasks(self): return self.tenants.tasks
     @property
     def _crons(self): return self.tenants._own_crons.setdefault(self.id, {})
+    def around(self,
+        f:Callable, # What is to go around
+    ):
+        "Raises `TypeError`: a tenant's database is closed and opened again, and would forget it"
+        raise TypeError('use tenants.around: it is for all tenants, and `job.tenant` says which one it is')
     def close(self):
         "Nothing to do: `Tenants.close` closes"
 
@@ -384,6 +390,13 @@ def task(self:Tenants,
 )->Callable: # The function itself, unchanged
     "Register a task for all tenants, as a decorator. Raises `ValueError` if the name belongs to another function"
     return register(self.tasks, func, name, **defaults)
+
+@patch
+def around(self:Tenants,
+    f:Callable, # Called with the `JobContext`, which names the `tenant`: a generator function that yields once, sync or async, or one that returns a context manager
+)->Callable: # `f` unchanged
+    "Go around each attempt of all tenants' jobs in this process, as a decorator. Raises `TypeError`"
+    return add_around(self.tasks, f)
 
 # %% ../nbs/22_tenants.ipynb #aac9e2fa
 @patch

@@ -19,6 +19,7 @@ import apsw
 from starlette.background import BackgroundTask
 from . import events
 from . import worker as _w
+from .around import add_around
 from .children import run_attempt
 from .context import JobContext, current, current_job
 from .explain import explain as _explain
@@ -191,6 +192,13 @@ def task(self:BackgroundTaskManager,
 )->Callable: # The function itself, unchanged
     "Register a task, as a decorator. Raises `ValueError` if the name belongs to another function"
     return register(self._lane.known.tasks, func, name, **defaults)
+
+@patch
+def around(self:BackgroundTaskManager,
+    f:Callable, # Called with the `JobContext`: a generator function that yields once, sync or async, or one that returns a context manager
+)->Callable: # `f` unchanged
+    "Go around each attempt of this database's jobs in this process, as a decorator. Raises `TypeError`"
+    return add_around(self._lane.known.tasks, f)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #f820cab7
 class _Tries(int): pass
