@@ -23,7 +23,7 @@ class Slot:
     "A place under a key, held by this process"
     __slots__ = ('line','i','fd','hops','at')
     def __init__(self,
-        line:'_Line', # Its key, as this process sees it
+        line, # Its key, as this process sees it
         i:int, # Which of them
         fd:int, # Descriptor with the lock; -1 where there are no locks
     ): self.line,self.i,self.fd,self.hops,self.at = line,i,fd,0,0.

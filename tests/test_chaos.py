@@ -1,10 +1,18 @@
 "The short form of tests/chaos, and what it has found"
+import subprocess, sys
 import work
 from chaos import machine
+from util import root
 
 def test_any_order_of_events():
     "P1-P5: see chaos/machine.py; the long form is `python -m tests.chaos --minutes 30`"
     machine.run(40, 60)
+
+def test_killed_at_every_statement():
+    "P1-P5: see chaos/points.py; in a process of its own, as it forks. The long form has all operations"
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'tests.chaos', '--only', 'points', '--case', 'submit,submit_many,unique,run,rescue,transaction,job_transaction,cancel,retry_by_hand,prune'],
+                       cwd=root, capture_output=True, text=True, timeout=110)
+    assert p.returncode==0, p.stdout+p.stderr
 
 # --- found by the state machine
 

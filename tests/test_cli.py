@@ -2,7 +2,7 @@
 import json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
-import pytest
+import httpx, pytest
 from fh_saas import __version__, cli_frame
 from fh_saas.cli import main
 from fh_saas.tenants import Tenants
@@ -315,3 +315,14 @@ def test_doctor(sent):
     os.chmod(sent.dir/'a.db', 0o666)
     assert 'by everybody' in find(doctor())['permissions']['found']
     refused(run('doctor', 'nothing.db', cwd=sent.dir), 'neither', 2)
+
+def test_dashboard(app):
+    "To this machine it opens, to others only with the token in the link that is printed; and it runs no jobs"
+    app.submit("manager.submit('t', hello, name='x')")
+    for host,token in ('127.0.0.1', False), ('0.0.0.0', True):
+        p = subprocess.Popen([*fh_saas, 'dashboard', 'app:manager', '--port', '0', '--host', host], cwd=app.dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'PYTHONUNBUFFERED':'1'})
+        app.ps.append(p)
+        url = until(p.stdout.readline).split()[-1]
+        assert ('?token=' in url)==token
+        if not token: assert httpx.get(url, follow_redirects=True).status_code==200
+        assert end(p)<=0 and not app.said()

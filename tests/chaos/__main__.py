@@ -14,12 +14,20 @@ def state(s, a):
     print(f'state: {n} runs of up to {a.steps} steps held')
     for k,v in sorted(machine.count.items()): print(f'    {k:40} {v:>9,}')
 
-PARTS = dict(state=state)
+def points(s, a):
+    "Killed at every statement"
+    from . import points
+    got = points.run(a.case and a.case.split(','))
+    for k,v in got.items(): print(f'    {k:20} {v:>6,}')
+    print(f'points: killed at {sum(got.values()):,} points of {len(got)} operations, all held')
+
+PARTS = dict(state=state, points=points)
 
 p = argparse.ArgumentParser(prog='python -m tests.chaos')
 p.add_argument('--minutes', type=float, default=30, help='for all parts together')
 p.add_argument('--only', default=','.join(PARTS), help='parts, with commas between')
 p.add_argument('--seed', type=int, default=None, help='replay one seed')
+p.add_argument('--case', default=None, help='of the points, with commas between')
 p.add_argument('--steps', type=int, default=100, help='of one run of the state machine')
 if __name__=='__main__':
     a = p.parse_args()
