@@ -107,3 +107,11 @@ def test_search(site):
     items = json.loads((site/'search.json').read_text(encoding='utf-8'))['items']
     found = [o['location'] for o in items if 'submit' in (o['title']+o['text']).lower()]
     assert 'utils_bgtsk.html#backgroundtaskmanager.submit' in found
+
+def test_llms(site, pages):
+    "llms.txt lists every page with what it is about and where it is as Markdown; llms-ctx.txt holds what a user reads"
+    s,ctx = [(site/o).read_text(encoding='utf-8') for o in ('llms.txt', 'llms-ctx.txt')]
+    got = re.findall(r'(?m)^- \[.+\]\(https://abhisheksreesaila.github.io/fh-saas/(.+)\.md\): \S', s)
+    assert {o+'.html' for o in got}==set(pages) and s.startswith('# fh_saas\n\n> ')
+    assert all((site/f'{o}.md').read_text(encoding='utf-8').startswith('# ') for o in got)
+    assert ctx.count('<doc ')==ctx.count('</doc>')>=15 and 'Ten minutes to a durable job' in ctx and len(ctx)<400_000

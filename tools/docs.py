@@ -3,6 +3,7 @@
     python tools/docs.py readme [--check]      write README.md from nbs/index.ipynb, or say whether it is in step
     python tools/docs.py build [--out _site]   build the site; fails on a broken link, anchor or sidebar"""
 import argparse, os, re, shutil, subprocess, sys, yaml
+from html import escape
 from html.parser import HTMLParser
 from os.path import normpath, relpath
 from pathlib import Path
@@ -132,6 +133,26 @@ def broken(site):
             elif dest!='.' and not (site/dest).exists(): yield f'{p}: no such page: {ref}'
             elif u.fragment and dest in pages and unquote(u.fragment) not in pages[dest].ids|{'__skip', 'top'}: yield f'{p}: no such anchor: {ref}'
 
+def sections(contents):
+    "(name, notebooks) for each section of the sidebar's `contents`"
+    for o in contents: yield o['section'], list(listed(o['contents']))
+
+def summary(md): return (re.search(r'(?m)^> (.+)$', md) or [None, ''])[1]
+
+def llms(side, pages, out):
+    "Write llms.txt, a list of all pages for language models, llms-ctx.txt, which holds the text of tutorials, how-tos and essays, and each page as Markdown"
+    head = f'# {cfg.title}\n\n> {cfg.description}\n'
+    lines,docs = [head],[f'<project title="{cfg.title}" summary="{escape(cfg.description)}">']
+    for name,nbs in sections(side):
+        lines.append(f'## {name}\n\n'+'\n'.join(f'- [{pages[nb][0]}]({cfg.doc_host}{cfg.doc_baseurl}/{md_path(nb)}): {summary(pages[nb][1])}' for nb in nbs)+'\n')
+        if name in CTX: docs += [f'<doc title="{escape(pages[nb][0])}">\n{pages[nb][1]}</doc>' for nb in nbs]
+    (out/'llms.txt').write_text('\n'.join(lines), encoding='utf-8')
+    (out/'llms-ctx.txt').write_text('\n'.join([*docs, '</project>\n']), encoding='utf-8')
+    for nb,(_,md) in pages.items(): (out/md_path(nb)).write_text(md, encoding='utf-8')
+
+CTX = 'Start','How to','How it works'
+def md_path(nb): return html_path(Path(nb)).with_suffix('.md').as_posix()
+
 def build(out):
     "Build the site into folder `out`"
     side = yaml.safe_load((cfg.nbs_path/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
@@ -152,6 +173,7 @@ def build(out):
         (tmp/'mkdocs.yml').write_text(yaml.safe_dump(conf, sort_keys=False, allow_unicode=True), encoding='utf-8')
         r = subprocess.run([sys.executable, '-m', 'zensical', 'build', '-cs', '-f', str(tmp/'mkdocs.yml')], cwd=tmp, capture_output=True, text=True)
         if r.returncode: sys.exit(r.stdout+r.stderr)
+        llms(side, pages, tmp/'site')
         if bad := list(broken(tmp/'site')): sys.exit('\n'.join(bad))
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(tmp/'site', out)
