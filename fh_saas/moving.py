@@ -9,10 +9,10 @@ __all__ = ['TenantBusy', 'take', 'give_back', 'drain', 'remove_left', 'doing', '
 import apsw, os, time
 from contextlib import contextmanager
 from .check_in import set_gate, sync_folder
-from .store.base import StoreBusy, StoreError
+from .store.base import Claim, StoreBusy, StoreError
 from .store.passport import passport, seal, sealed, stamp
 from .store.registry import Registry, TenantRow
-from .store.sqlite import SqliteStore
+from .store.notes import SqliteStore
 from .store.sqlite_file import connect
 from .telemetry import emit, log
 from typing import Callable
@@ -62,7 +62,9 @@ def drain(
     return 0
 
 # %% ../nbs/19_moving.ipynb #5658f28d
-def _copy(src, row, dest):
+_CUT_OFF = "select rowid,id,fence,job_type,task,payload,typed,retry_count,max_retries from tenant_jobs where status='running' and task is not null"
+
+def _copy(store, src, row, dest):
     "The file as it will be in its new place; the caller holds the write lock of the old one, and SQLite copies through another connection"
     new = _draft(row, dest)
     _unlink(new)
@@ -71,7 +73,7 @@ def _copy(src, row, dest):
         with c.backup('main', old, 'main') as b: b.step()
         c.execute('pragma journal_mode=delete').fetchall()
         c.execute('begin')
-        c.execute("update tenant_jobs set status='pending', ready=1, owner=null, started_at=null where status='running' and task is not null")
+        store.on(c).release([Claim(*o) for o in c.execute(_CUT_OFF).fetchall()])
         c.execute('delete from tenant_workers')
         stamp(None, row.identity, row.epoch+1, dest, c)
         set_gate(c, None if row.status=='active' else f'{row.status}: {row.reason or ""}')
@@ -175,7 +177,7 @@ def _to_copy(registry, row, dest, owner, target, drain_s):
         store.shut('moving: ')
         drain(store, drain_s)
         with store.writing() as c:
-            _copy(src, row, dest)
+            _copy(store, src, row, dest)
             if target: _receive(target, row, dest, owner)
             seal(c, dest)
     except BaseException as e:

@@ -2,6 +2,7 @@
 import subprocess, sys
 import work
 from chaos import machine
+from fh_saas.tenants import Tenants
 from util import root
 
 def test_any_order_of_events():
@@ -33,3 +34,33 @@ def test_retry_of_a_cancelled_child_waits_again(t):
     m.retry(c)
     assert m.get_job(c).ready==4
     assert m.run_due()==2 and m.get_job(c).status=='completed'
+
+# --- found by thinking of the points of a move
+
+def cut_off(t, **opts):
+    "A tenant of which one job runs, in a process that will not end it in time"
+    ts = Tenants(t.dir, worker=False, tasks=[work.quick])
+    m = ts.create('a').jobs
+    id,_ = m.options(**opts).submit('a', work.quick, folder=str(t.dir))
+    m._lane.start(m._lane.turn(1)[0])
+    return ts,m,id
+
+def test_move_with_a_key_that_has_been_taken_again(t):
+    "The one that runs and the one that waits under its key both arrive; the key is the second one's"
+    ts,m,id = cut_off(t, unique='u', unique_for='pending')
+    new,_ = m.options(unique='u', unique_for='pending').submit('a', work.quick, folder=str(t.dir))
+    ts['a'].move(t.dir/'there', drain_s=.01)
+    m = ts['a'].jobs
+    assert [(m.get_job(o).status, bool(m.get_job(o).unique_key)) for o in (id, new)]==[('pending', False), ('pending', True)]
+    assert m.run_due()==2
+    ts.close()
+
+def test_move_of_a_job_that_was_asked_to_end(t):
+    "It does not begin again in the new place, and who waits for it hears of it"
+    ts,m,id = cut_off(t)
+    kid,_ = m.options(after=[id]).submit('b', work.quick, folder=str(t.dir))
+    m.cancel(id)
+    ts['a'].move(t.dir/'there', drain_s=.01)
+    m = ts['a'].jobs
+    assert (m.get_job(id).status, m.get_job(kid).status)==('cancelled', 'failed') and m.run_due()==0
+    ts.close()

@@ -8,7 +8,9 @@ pytest.importorskip('nbdev', reason='nbdev 2 is only in the pinned environment (
 root = Path(__file__).resolve().parent.parent
 pages = [p for f in ('tutorials', 'howto', 'works') for p in sorted((root/'nbs'/f).glob('*.ipynb'))]
 
-@pytest.mark.parametrize('page', pages, ids=lambda p: f'{p.parent.name}/{p.stem}')
+fresh = [p for p in pages if p.stem!='02_promises']      # that one shows the tests of the day: `python tools/pages.py promises` brings it up to date
+
+@pytest.mark.parametrize('page', fresh, ids=lambda p: f'{p.parent.name}/{p.stem}')
 def test_shows_what_its_code_gives(page):
     r = subprocess.run([sys.executable, 'tools/pages.py', '--one', '--check', str(page)], cwd=root, capture_output=True, text=True)
     assert r.returncode==0, r.stdout+r.stderr
