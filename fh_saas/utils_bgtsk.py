@@ -37,7 +37,7 @@ from .store.controls import cancel as _cancel
 from .store.controls import insert_unique, let_go, read_controls, set_control
 from .store.retention import read_keeps, save_keeps
 from .tasks import Known, register, task
-from .telemetry import emit, listening
+from .telemetry import emit, listening, submitting
 from .waiting import check_timeout, waits
 
 # %% ../nbs/20_utils_bgtsk.ipynb #c7f1e496
@@ -80,6 +80,7 @@ class TenantJob:
     on_failed: str = None # What to do if a job it waits for fails: `fail`, `cancel` or `run`
     log: str = None # What the task wrote with `job.log`
     cursor: str = None # JSON of where the task goes on, see `job.cursor`
+    trace: str = None # JSON of the trace in which it was submitted, see OpenTelemetry
 
 _fields = {o.name for o in fields(TenantJob)}
 
@@ -260,6 +261,11 @@ _tx = joined   # a `transaction()` block, or a step of a job, around the call
 @patch
 def _save(self:BackgroundTaskManager, jobs):
     "Commit the rows, or add them to the transaction around the call; their ids, or those of jobs that hold their unique keys"
+    if not submitting: return self._save_now(jobs)
+    with submitting[-1](self, jobs): return self._save_now(jobs)
+
+@patch
+def _save_now(self:BackgroundTaskManager, jobs):
     try:
         while not (lane := self._lane).pin(): _clock.sleep(.0002)      # it is just being closed
         try:

@@ -50,6 +50,7 @@ class NewJob:
     unique_until: str = None # Until when a `t:` key is taken; None for ever
     parents: str = None # JSON list of the jobs it waits for; None for none
     on_failed: str = None # What to do if one of them fails: `fail`, `cancel` or `run`; None where it waits for none
+    trace: str = None # JSON of the trace in which it was submitted, by header names; None for none
 
 # %% ../../nbs/store/00_base.ipynb #4e59ba94
 class Claim(NamedTuple):

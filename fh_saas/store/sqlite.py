@@ -40,6 +40,7 @@ class SqliteStore(SqliteFile):
     )->bool: # Whether this thread made the commit; one doorbell for each commit is enough
         "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`; `ValueError` if one waits for a job that does not exist"
         if any(map(_parents, jobs)): return self._insert_waiting(jobs, wait_s)
+        if jobs and jobs[0].trace: return self.insert_rows(_INSERT_ALL, list(map(_new_all, jobs)), wait_s)
         return self.insert_rows(_INSERT, list(map(_new, jobs)), wait_s)
 
     def insert_into(self,
@@ -47,7 +48,8 @@ class SqliteStore(SqliteFile):
         jobs:list, # `NewJob`s
     ):
         "Add the jobs to somebody else's transaction. Raises as `insert` does"
-        try: self._put(conn, jobs) if any(map(_parents, jobs)) else conn.executemany(_INSERT, map(_new, jobs))
+        sql,new = (_INSERT_ALL,_new_all) if jobs and jobs[0].trace else (_INSERT,_new)
+        try: self._put(conn, jobs) if any(map(_parents, jobs)) else conn.executemany(sql, map(new, jobs))
         except apsw.Error as e: raise store_error(e, self.path) from e
 
     @property
@@ -502,6 +504,14 @@ def get_all(self:SqliteStore,
 )->list: # Dicts of column values, in the order of `ids`; those that do not exist are left out
     "Several rows"
     return self._rows('select j.* from json_each(?) v cross join tenant_jobs j on j.id=v.value order by v.key', (_json(ids),))
+
+@patch
+def trace(self:SqliteStore,
+    id:str, # Job id
+)->str: # JSON; None for none
+    "The trace in which a job was submitted"
+    rows = self.read('select trace from tenant_jobs where id=?', (id,))
+    return rows[0][0] if rows else None
 
 @patch
 def statuses(self:SqliteStore,

@@ -27,8 +27,9 @@ ADDED = dict(
     attempts='TEXT', progress='TEXT', parents='TEXT',             # JSON: history of failed attempts, progress, jobs it waits for
     unique_until='TEXT', held='TEXT', cancel_at='TEXT',           # until when the key is taken; what holds it back; since when it is to end
     backoff='TEXT', tags='TEXT', on_failed='TEXT',                # JSON [base, cap, jitter]; JSON list; what to do if a parent fails
-    log='TEXT', cursor='TEXT')                                    # what the task wrote; JSON of where it goes on
-VERSION = 3   # 2: tenant_usage; 3: options of jobs
+    log='TEXT', cursor='TEXT',                                    # what the task wrote; JSON of where it goes on
+    trace='TEXT')                                                 # JSON of the trace that it was submitted in
+VERSION = 4   # 2: tenant_usage; 3: options of jobs; 4: trace
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #dcacf8d7
 SCHEMA = '''create index if not exists tj_history on tenant_jobs(job_type, status);
