@@ -54,7 +54,10 @@ def known(rare_too):
 
 class WatchedLane(Lane):
     "A lane that tells the machine what it does"
-    def turn(self, limit, only=None, wait_s=5.): return self.machine.turned(self, limit, lambda: super(WatchedLane, self).turn(limit, only, wait_s))
+    few = True      # whether it claims as where few are due, or as where many are
+    def turn(self, limit, only=None, wait_s=5.):
+        self.store._few = self.few
+        return self.machine.turned(self, limit, lambda: super(WatchedLane, self).turn(limit, only, wait_s))
     def start(self, a, at=None, slot=None): self.machine.started(self, a); return super().start(a, at, slot)
     def end(self, a, out, took_s, keep=False): self.machine.ended(self, a, out); return super().end(a, out, took_s, keep)
 
@@ -69,7 +72,7 @@ class Owner:
         self.here = Presence(machine.folder)
         self.here.uses = 1
         self.lane = WatchedLane(machine.open(machine.folder), self.here, known(knows), machine.clock)
-        self.lane.machine,self.lane.key,self.lane.max_running = machine,self.here.owner,most
+        self.lane.machine,self.lane.key,self.lane.max_running,self.lane.few = machine,self.here.owner,most,len(machine.owners)%2==0
         self.id,self.knows,self.m = self.here.owner,knows,Manager(self.lane, handoff)
         self.lane.users.add(self.m)
         self.hands,self.hidden,self.alive,self.seen = [],False,True,set()     # attempts in hand; whether others can see that it lives
@@ -222,9 +225,13 @@ class Machine(RuleBasedStateMachine):
         self.now += s
         self.sweep(self.owners.index(next(x for x in self.owners if x is not o)), False)
         if dies: return
+        other = next(x for x in self.owners if x is not o)
+        for a in other.lane.turn(3): other.lane.start(a)
         for n,a in enumerate([a for a in o.hands if a.began and not a.ended]):      # it wakes, and goes on
-            if n%2: self.do_step(o, a, 't')
-            else: self.do_transaction(o, a)
+            if n%3==1: self.do_step(o, a, 't')
+            elif n%3==2: self.do_transaction(o, a)
+            o.lane.end(a, outcomes['ok'] if n%2 else Outcome('failed', error='boom', summary='boom'), 1.)
+        o.lane.turn(0)
 
     @somebody
     @rule(i=index)
@@ -597,6 +604,7 @@ class Machine(RuleBasedStateMachine):
             got = r['status'],r['retry_count'],r['owner'],r['result'],r['max_retries']
             assert got==(j.status, j.failures, j.owner, j.result, j.tries), f'{got} is not {j}'
             assert r['fence']>=j.fence and (j.status!='running' or r['fence']==j.fence)
+            j.fence = r['fence']        # one that was held back has been claimed for a moment
             if j.status!='completed': assert r['unique_key']==j.key or (j.key or '').startswith('t'), f'{r["unique_key"]} is not {j}'
             assert (r['completed_at'] is not None)==j.over and (r['run_at'] is None)==j.over, r
             assert (r['ready'] is not None)==(j.status=='pending') and (r['ready']==4)==bool(j.waits), f'{r["ready"]}: {j}'
@@ -656,12 +664,12 @@ class Machine(RuleBasedStateMachine):
 
 def lane_of(a): return a.lane.owner
 
-def run(examples, steps=50, store='sqlite', seed=None, blob=None, verbose=False):
+def run(examples, steps=50, store='sqlite', seed=None, blob=None, verbose=False, shrink=True):
     "So many runs of the machine; `seed` or `blob` replay one. Raises what failed"
     import hypothesis
     from hypothesis.stateful import run_state_machine_as_test
     cls = type('Machine', (Machine,), dict(store=store))
     if seed is not None: cls = hypothesis.seed(seed)(cls)
     if blob: cls = hypothesis.reproduce_failure(hypothesis.__version__, blob)(cls)
-    run_state_machine_as_test(cls, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True, database=None, report_multiple_bugs=False, phases=[Phase.generate, Phase.shrink],
+    run_state_machine_as_test(cls, settings=settings(max_examples=examples, stateful_step_count=steps, deadline=None, print_blob=True, database=None, report_multiple_bugs=False, phases=[Phase.generate]+[Phase.shrink]*shrink,
         suppress_health_check=list(HealthCheck), verbosity=Verbosity.verbose if verbose else Verbosity.normal))

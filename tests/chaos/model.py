@@ -76,6 +76,7 @@ class Model:
 
     def claim(self, j, owner, fence):
         assert j.status=='pending' and not j.waits, f'claimed although {j}'
+        assert fence>j.fence, f'attempt {fence} is not a new one: {j}'
         j.status,j.owner,j.fence = 'running',owner,fence
         count['claimed'] += 1
 

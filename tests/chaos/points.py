@@ -8,6 +8,7 @@ from fastlite import database
 from fh_saas.context import JobContext
 from fh_saas.maintenance import look_in
 from fh_saas.store import sqlite_file
+from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 from .machine import START
 
@@ -39,6 +40,13 @@ class Connection(apsw.Connection):
         c = super().executemany(*args, **kw)
         Cut.point()
         return c
+
+def _cut_os(name):
+    f = getattr(os, name)
+    def cut(*args, **kw):
+        Cut.point(); v = f(*args, **kw); Cut.point()
+        return v
+    setattr(os, name, cut)
 
 class _Apsw:
     Connection = Connection
@@ -87,6 +95,8 @@ def drain(m, n=40):
 
 class Case:
     "What is there before, what is killed, what must hold after a restart and when all has run"
+    fresh = False        # whether the files cannot be copied, and so are made anew for each point
+    def open(self): return mgr()
     def before(self, m): pass
     def act(self, m): pass
     def after(self, m): pass
@@ -235,6 +245,26 @@ class Prune(Case):
         assert names(m, job_type='b')==['b'] and (not said('n') or not m.list_jobs('a'))
         assert not m._lane.store.read('select job from tenant_job_steps where job not in (select id from tenant_jobs)'), 'steps of jobs that are gone'
 
+class Move(Case):
+    "of a tenant, with a job that does not end in time"
+    fresh = True
+    def open(self):
+        self.ts = ts = Tenants(folder, worker=False, tasks=[works], clock=clock)
+        return (ts['a'] if 'a' in ts else ts.create('a')).jobs
+    def before(self, m):
+        m.submit_many('a', works, [dict(x=i) for i in range(3)])
+        m.options(unique='u', unique_for='pending').submit('u', works, x=7)
+        for a in m._lane.turn(9): m._lane.start(a)
+        m.options(unique='u', unique_for='pending').submit('u', works, x=8)
+        os._exit(0)
+    def act(self, m): self.ts['a'].move(f'{folder}/there', drain_s=0); say('ok')
+    def after(self, m):
+        assert names(m)==['a']*3+['u']*2 and self.ts['a'].status=='active'
+        left = [o for o in Path(folder).rglob('*') if o.suffix in ('.db', '.moving') and o.name!='host.db']
+        assert len(left)==1 and left[0]==Path(self.ts['a'].path), left
+        if said('ok'): assert 'there' in self.ts['a'].path
+    def ended(self, m): assert names(m, status='completed')==['a']*3+['u']*2
+
 class Upgrade(Case):
     "of a file that the older package made"
     def before(self, m):
@@ -247,7 +277,7 @@ class Upgrade(Case):
 
 CASES = dict(submit=Submit(), submit_many=SubmitMany(), unique=Unique(), run=Run(), retry=Retry(), rescue=Rescue(), schedule=Slots(), transaction=Transaction(),
     job_transaction=JobTransaction(), step=Steps(), cancel=Cancel(), limit=Limit(), controls=Controls(), children=Children(True), children_failed=Children(False),
-    retry_by_hand=RetryByHand(), prune=Prune(), upgrade=Upgrade())
+    retry_by_hand=RetryByHand(), prune=Prune(), move=Move(), upgrade=Upgrade())
 
 # --- trying them
 
@@ -263,18 +293,22 @@ def forked(f):
 def kill_at(case, at, where, template):
     "One point: the number of points that there are if it was not reached, else None. Raises `AssertionError`"
     global folder
-    shutil.copytree(template, where, ignore=shutil.ignore_patterns('bells'))
     folder = str(where)
+    if case.fresh:
+        os.mkdir(folder)
+        assert forked(lambda: case.before(case.open()))==0
+    else: shutil.copytree(template, where, ignore=shutil.ignore_patterns('bells'))
     def act():
         Cut.at = at
-        m = None if getattr(case, 'opens', False) else mgr()
+        m = None if getattr(case, 'opens', False) else case.open()
+        for o in 'link', 'unlink', 'rename': _cut_os(o)
         Cut.on = True
         case.act(m)
         Cut.on = False
         Path(folder, 'points').write_text(str(Cut.n))
         os._exit(0)
     def check():
-        m = mgr()
+        m = case.open()
         assert m._lane.store.read('pragma integrity_check')==[('ok',)]
         case.after(m)
         drain(m)
@@ -294,7 +328,7 @@ def run(only=None, first=None):
         for name,case in CASES.items():
             if only and name not in only: continue
             folder = str(base/name); os.mkdir(folder)
-            rc = forked(lambda: case.before(mgr()))
+            rc = forked(lambda: case.before(case.open()))
             assert rc==0, f'{name}: could not be prepared'
             n = 0
             while True:
