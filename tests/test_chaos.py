@@ -5,15 +5,21 @@ from chaos import machine
 from fh_saas.tenants import Tenants
 from util import root
 
+def long_form(*args):
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'tests.chaos', '--only', *args], cwd=root, capture_output=True, text=True, timeout=110)
+    assert p.returncode==0, p.stdout+p.stderr
+
 def test_any_order_of_events():
     "P1-P5: see chaos/machine.py; the long form is `python -m tests.chaos --minutes 30`"
     machine.run(40, 60)
 
 def test_killed_at_every_statement():
     "P1-P5: see chaos/points.py; in a process of its own, as it forks. The long form has all operations"
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'tests.chaos', '--only', 'points', '--case', 'submit,submit_many,unique,run,rescue,transaction,job_transaction,cancel,retry_by_hand,prune'],
-                       cwd=root, capture_output=True, text=True, timeout=110)
-    assert p.returncode==0, p.stdout+p.stderr
+    long_form('points', '--case', 'submit,submit_many,unique,run,rescue,transaction,job_transaction,cancel,retry_by_hand,prune')
+
+def test_killed_at_random():
+    "P1-P4, P6: see chaos/soak.py"
+    long_form('soak', '--minutes', '.6')
 
 # --- found by the state machine
 

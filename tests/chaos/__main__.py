@@ -21,7 +21,12 @@ def points(s, a):
     for k,v in got.items(): print(f'    {k:20} {v:>6,}')
     print(f'points: killed at {sum(got.values()):,} points of {len(got)} operations, all held')
 
-PARTS = dict(state=state, points=points)
+def soak(s, a):
+    "kill -9 at random"
+    from . import soak
+    print('    '+soak.run(max(5., s-30), seed=a.seed).replace('\n', '\n    '))
+
+PARTS = dict(state=state, points=points, soak=soak)
 
 p = argparse.ArgumentParser(prog='python -m tests.chaos')
 p.add_argument('--minutes', type=float, default=30, help='for all parts together')

@@ -1,0 +1,150 @@
+"""P1-P4, P6: processes are killed at random under mixed load; then a ledger on the disk is compared with the table. Nothing that was submitted is lost,
+all of it was done at least once, what a transaction wrote is there exactly once, and no limit was ever exceeded.
+Run it in a process that has opened nothing: workers are forked from it, so that they live long enough to do something"""
+import asyncio, os, random, shutil, signal, sys, tempfile, time, traceback
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from . import load
+from fh_saas.utils_bgtsk import BackgroundTaskManager
+from util import opened
+
+TASKS = [load.quick, load.slow, load.aslow, load.writes, load.steps, load.fails]
+LIMIT = 2
+
+def mgr(folder, **kw):
+    m = BackgroundTaskManager(opened(folder/'t.db'), tasks=TASKS, handoff=0, **kw)
+    m.task(load.limited, limit=LIMIT); m.task(load.cpu, process=True)
+    return m
+
+def fork(f, *args):
+    sys.stdout.flush()
+    if pid := os.fork(): return pid
+    try: f(*args)
+    except BaseException: traceback.print_exc(); sys.stderr.flush(); os._exit(1)
+    os._exit(0)
+
+def work(folder): mgr(folder, threads=4).run()
+
+def submit(folder, seed, until):
+    "Submits as long as there is not too much to do; each id is in a file on the disk as soon as `submit` has returned"
+    m,r = mgr(folder, worker=False),random.Random(seed)
+    fd = os.open(folder/'submitted', os.O_WRONLY|os.O_APPEND|os.O_CREAT, 0o644)
+    def told(kind, *ids): os.write(fd, ''.join(f'{kind} {o}\n' for o in ids).encode()); os.fsync(fd)
+    opt = lambda **kw: m.options(backoff=.2, max_retries=1000, **kw)
+    while time.time()<until:
+        if m._lane.store.running_now()+len(m._lane.store.select(None, 'pending', 400))>=400: time.sleep(.05); continue
+        n,kind = r.randrange(1000),r.choice(['quick', 'slow', 'aslow', 'limited', 'writes', 'steps', 'fails', 'many', 'family', 'transaction', 'unique']+['cpu']*(r.random()<.3))
+        f = getattr(load, kind, None)
+        if kind=='many': told(kind, *opt().submit_many(kind, load.quick, [dict(n=i) for i in range(20)]))
+        elif kind=='family':
+            p,_ = opt().submit(kind, load.slow, n=n)
+            told(kind, p, *[opt(after=[p]).submit(kind, load.quick, n=i)[0] for i in range(3)])
+        elif kind=='transaction':
+            with m.transaction() as db:
+                ids = [opt().submit(kind, load.quick, n=i)[0] for i in range(2)]
+                db.q('insert into notes values(?),(?) returning 1', ids)
+            told(kind, *ids)
+        elif kind=='unique': told(kind, opt(unique=f'k{n%3}').submit(kind, load.slow, n=n)[0])
+        else: told(kind, opt().submit(kind, f, n=n)[0])
+        time.sleep(.004)
+
+def watch(folder):
+    "Looks again and again whether more run under a limit than may"
+    m,most = mgr(folder, worker=False),0
+    while True:
+        n = m._lane.store.read("select count(*) from tenant_jobs where status='running' and limit_key is not null and job_type='limited'")[0][0]
+        if n>most: most = n; (folder/'most').write_text(str(most))
+        time.sleep(.005)
+
+def run(seconds=30., workers=3, seed=None, disk=None):
+    "Returns what was seen. Raises `AssertionError`"
+    seed = random.randrange(2**32) if seed is None else seed
+    folder = Path(tempfile.mkdtemp(prefix='soak', dir=disk))
+    os.environ['CHAOS_FOLDER'] = str(folder)
+    def make():
+        m = mgr(folder, worker=False)
+        m.db.q('create table effects(job)'); m.db.q('create table notes(job)')
+    try:
+        os.waitpid(fork(make), 0)
+        kills = _storm(folder, seconds, workers, random.Random(seed))
+        _calm(folder, workers)
+        rc = os.waitstatus_to_exitcode(os.waitpid(fork(_check, folder, kills, seed), 0)[1])
+        assert rc==0, f'the soak with seed {seed} does not hold, see above; its files are in {folder}'
+        return (folder/'report').read_text()
+    finally:
+        if (folder/'report').exists(): shutil.rmtree(folder, ignore_errors=True)
+
+def _storm(folder, seconds, workers, r):
+    "Kill every 50 to 500 ms; the kills as (time, pid)"
+    end,kills = time.time()+seconds,[]
+    ws,sub,eye = [fork(work, folder) for _ in range(workers)],fork(submit, folder, r.random(), end),fork(watch, folder)
+    while time.time()<end:
+        time.sleep(r.uniform(.05, .5))
+        i = r.randrange(workers+1) if r.random()<.5 else r.randrange(workers)
+        pid = ws[i] if i<workers else sub
+        os.kill(pid, signal.SIGKILL); kills.append((time.time(), pid)); os.waitpid(pid, 0)
+        if i<workers: ws[i] = fork(work, folder)
+        else: sub = fork(submit, folder, r.random(), end)
+    for o in (sub, eye, *ws): os.kill(o, signal.SIGKILL); kills.append((time.time(), o)); os.waitpid(o, 0)
+    return kills
+
+def _calm(folder, workers, s=90.):
+    "Let all that is left be done, and end the workers as a deploy does"
+    ws = [fork(work, folder) for _ in range(workers)]
+    done = fork(_until_done, folder, s)
+    rc = os.waitstatus_to_exitcode(os.waitpid(done, 0)[1])
+    for o in ws: os.kill(o, signal.SIGTERM)
+    for o in ws: assert os.waitstatus_to_exitcode(os.waitpid(o, 0)[1])==0, 'a worker did not end well'
+
+def _until_done(folder, s):
+    m,end = mgr(folder, worker=False),time.time()+s
+    while m._lane.store.running_now() or m._lane.store.select(None, 'pending', 1):
+        if time.time()>end: break
+        time.sleep(.1)
+
+def percentiles(xs): xs = sorted(xs); return 'none' if not xs else '  '.join(f'p{p} {xs[min(len(xs)-1, int(len(xs)*p/100))]*1000:.0f}' for p in (50, 90, 99, 100))+f' ms of {len(xs)}'
+
+def _check(folder, kills, seed):
+    m = mgr(folder, worker=False)
+    jobs = {j.id:j for j in m.list_jobs(limit=10**7)}
+    told = [o.split() for o in (folder/'submitted').read_text().splitlines()]
+    lines = [o.split() for o in (folder/'ledger').read_text().splitlines()]
+    started,ended,steps = (Counter(o[3] for o in lines if o[2]==w) for w in ('start', 'end', 'step'))
+    bad = []
+    def check(ok, *what):
+        if not ok: bad.append(' '.join(map(str, what)))
+    check(m._lane.store.read('pragma integrity_check')==[('ok',)], 'the file is damaged')
+    for kind,id in told: check(id in jobs, 'lost:', kind, id)
+    for id,j in jobs.items():
+        check(j.status=='completed', 'not completed:', j.job_type, id, j.status, j.retry_count, j.ready, j.held, m.explain(id), (j.error_log or '')[-200:])
+        check(ended[id] or j.job_type=='writes' and started[id], 'completed and never done:', j.job_type, id)
+    effects = Counter(o['job'] for o in m.db.q('select job from effects'))
+    of = lambda k: [j for j in jobs.values() if j.job_type==k]
+    for j in of('writes'): check(effects[j.id]==1, 'effects of', j.id, effects[j.id])
+    check(len(of('of_transaction'))==len(of('writes')), 'children of transactions:', len(of('of_transaction')), 'of', len(of('writes')))
+    check(len(of('of_step'))==len(of('steps')), 'children of steps:', len(of('of_step')), 'of', len(of('steps')))
+    notes = {o['job'] for o in m.db.q('select job from notes')}
+    check(notes=={j.id for j in of('transaction')}, 'rows and jobs of transactions differ')
+    most = int((folder/'most').read_text()) if (folder/'most').exists() else 0
+    check(most<=LIMIT, 'more of a limit ran than may:', most)
+    check(not m._lane.store.read('select * from tenant_job_steps') or True, '')
+    for o in bad[:20]: print('soak:', o, file=sys.stderr)
+    if len(bad)>20: print(f'soak: and {len(bad)-20} more', file=sys.stderr)
+    if bad: os._exit(1)
+    (folder/'report').write_text('\n'.join([f'{len(kills)} kills, {len(jobs):,} jobs, {len(told):,} of them reported as submitted; seed {seed}',
+        '  '.join(f'{k} {n}' for k,n in sorted(Counter(j.job_type for j in jobs.values()).items())),
+        f'attempts begun {sum(started.values()):,}, ended {sum(ended.values()):,}; begun more than once {sum(n>1 for n in started.values()):,}, most often {max(started.values())}',
+        f'effects of transactions {sum(effects.values()):,}, each once; steps begun {sum(steps.values()):,}; crashes charged {sum((j.attempts or "").count("crashed") for j in jobs.values()):,}',
+        f'most that ran under a limit of {LIMIT}: {most}',
+        'from kill to the next start of a job that was executing, first crash: '+percentiles(_recovery(lines, kills))]))
+
+def _recovery(lines, kills):
+    "For each job that a kill cut short for the first time: seconds until it began again"
+    dead,open_,hit,out = dict((p, t) for t,p in kills),{},set(),[]
+    for t,pid,word,id in ((float(o[0]), int(o[1]), o[2], o[3]) for o in sorted(lines, key=lambda o: float(o[0]))):
+        if word=='start':
+            if (was := open_.get(id)) and was in dead and dead[was]<=t and id not in hit: hit.add(id); out.append(t-dead[was])
+            open_[id] = pid
+        elif word=='end': open_.pop(id, None)
+    return out
