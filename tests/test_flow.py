@@ -193,6 +193,7 @@ DIES = '''
 from fh_saas.store import sqlite
 was = sqlite.free_children
 def dies(conn, ids, now=None):
+    if not is_open(folder, 'log'): return was(conn, ids, now)        # a claim that went back before it began
     if is_open(folder, 'safe'): return was(conn, ids, now)
     if sys.argv[3]=='after': was(conn, ids, now)
     os.kill(os.getpid(), 9)
