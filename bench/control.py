@@ -26,12 +26,16 @@ def all_three(i): _one()
 FEATURES = dict(priority=first, limit=limited, limit_key=keyed, unique=unique, all=all_three)
 BOUND = 1.3      # the issue's: with priority, unique and limit in use
 
-def drain(f, n):
-    "Seconds, and seconds of CPU, to run `n` jobs and write their ends"
+def fresh():
+    "A manager on a new database, which runs nothing yet"
     folder = home/'control'
     shutil.rmtree(folder, ignore_errors=True); folder.mkdir(parents=True)
     db = database(str(folder/'t.db'))
-    m = BackgroundTaskManager(db, worker=False)
+    return BackgroundTaskManager(db, worker=False),db
+
+def drain(f, n):
+    "Seconds, and seconds of CPU, to run `n` jobs and write their ends"
+    m,db = fresh()
     ids = m.submit_many('b', f, [dict(i=i) for i in range(n)])
     done.clear(); left[0] = n
     t,c = time.perf_counter(),time.process_time()
@@ -43,11 +47,8 @@ def drain(f, n):
     return got
 
 def submits(f, n):
-    "Median microseconds of CPU of one submit"
-    folder = home/'control'
-    shutil.rmtree(folder, ignore_errors=True); folder.mkdir(parents=True)
-    db = database(str(folder/'t.db'))
-    m = BackgroundTaskManager(db, worker=False)
+    "Median microseconds of one submit"
+    m,db = fresh()
     lat = []
     for i in range(n): t = time.perf_counter(); m.submit('b', f, i=i); lat.append(time.perf_counter()-t)
     m.close(); db.conn.close()
