@@ -267,7 +267,7 @@ def pg_version(
 # %% ../../nbs/store/21_pg_file.ipynb #936d6d27
 class _Writer:
     "The one connection on which this process writes beside submits"
-    def __init__(self): self.lock,self.conn,self.deadline,self.waiting = threading.RLock(),None,0.,False
+    def __init__(self, use): self.use,self.lock,self.conn,self.deadline,self.waiting = use,threading.RLock(),None,0.,False
 
 class PgFile:
     "A database of a server, with the calls of `SqliteFile`"
@@ -283,7 +283,7 @@ class PgFile:
         if url: connect = lambda: psycopg.connect(url, connect_timeout=5)
         self._pool,self._mine = (connect,False) if isinstance(connect, PgPool) else (PgPool(connect),True)
         self.path,self.wait_s,self.schema,self.blocks = name or _name(url, schema),wait_s,schema,None
-        self._writer,self._reader,self._key,self._clock,self._synced = _Writer(),None,0,0.,0.
+        self._writer,self._reader,self._key,self._clock,self._synced = _Writer(self._short),None,0,0.,0.
         try: self._prepare(create)
         except BaseException: self.close(); raise
 

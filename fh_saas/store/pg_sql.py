@@ -11,12 +11,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 # %% ../../nbs/store/20_pg_sql.ipynb #4618e347
-_WORDS = [(r' (?:not indexed|indexed by \w+)', ''), (r'\bcross join ([\w.]+(?:\([^()]*\))?(?: \w+)?) on ', r'join \1 on '),
+_WORDS = [(r' (?:not indexed|indexed by \w+)', ''), (r'\bcross join ([\w.]+(?:\([^()]*\))?(?:\s+(?!on\b)\w+)?)\s+on\b', r'join \1 on'),
     (r'\bchar\(', 'chr('), (r'\binstr\(([^()]*)\)', r'(strpos(\1)>0)'), (r'\bsubstr\((\w+),-(\d+)\)', r'right(\1,\2)'),
     (r'\biif\(([^(),]*),([^(),]*),([^(),]*)\)', r'case when \1 then \2 else \3 end'), (r'\bas integer\)', 'as bigint)'),
     (r' is not (\d+)', r' is distinct from \1'), (r' is (\?\d*)', r' is not distinct from \1'), (r'(\?\d*) is null', r'(\1)::text is null'),
     (r'\bupdate or ignore ', 'update '), (r'^(\s*)insert or ignore (.*)$', r'\1insert \2 on conflict do nothing'),
-    (r'^(\s*)insert or replace (into tenant_(meta|controls) .*)$', lambda m: f'{m[1]}insert {m[2]} on conflict({_KEYS[m[3]]}) do update set value=excluded.value')]
+    (r'^(\s*)insert or replace (into tenant_(meta|controls)\b.*)$', lambda m: f'{m[1]}insert {m[2]} on conflict({_KEYS[m[3]]}) do update set value=excluded.value')]
 _KEYS = dict(meta='key', controls='name')
 _WORDS = [(re.compile(a, re.S), b) for a,b in _WORDS]
 

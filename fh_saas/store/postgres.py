@@ -10,6 +10,7 @@ import msgspec
 from dataclasses import fields
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
+from . import bulk as _bulk
 from . import controls as _controls
 from . import flow as _flow
 from . import retention as _retention
@@ -26,11 +27,17 @@ locks.update({_flow._OVER:'flow', _controls._COUNTS:'limits', _controls._COUNT_T
 _SHARE = 'select id from tenant_jobs where id in (select value from json_each(?)) order by id for share'
 _FIRST = """select key,value from tenant_meta where key in ('gate','controls')
     union all (select 'due','1' from tenant_jobs where ready=1 limit 1) union all (select 'named','1' from tenant_jobs where ready=1 and queue is not null limit 1)"""
-_DROP = f'''with gone as ({_retention._DROP} returning id), s as (delete from tenant_job_steps where job in (select id from gone)
-    and not exists (select 1 from tenant_meta where key='left:'||job)), p as (delete from tenant_job_parents where child in (select id from gone)
-    and not exists (select 1 from tenant_meta where key='left:'||child)) select id from gone'''
 
 # %% ../../nbs/store/22_postgres.ipynb #3f33d157
+def _with_all(sql):
+    "A statement that deletes jobs, with what belongs to them"
+    return f'''with gone as ({sql.removesuffix(' returning id')} returning id), s as (delete from tenant_job_steps where job in (select id from gone)
+        and not exists (select 1 from tenant_meta where key='left:'||job)), p as (delete from tenant_job_parents where child in (select id from gone)
+        and not exists (select 1 from tenant_meta where key='left:'||child)) select id from gone'''
+
+_instead = {_controls._FIRST:_FIRST, _retention._DROP:_with_all(_retention._DROP), _bulk._DELETE:_with_all(_bulk._DELETE), _retention._TRIGGER:'select 1', 'pragma auto_vacuum':'select 0'}
+
+# %% ../../nbs/store/22_postgres.ipynb #0c4be614
 class PgStoreConn(PgConn):
     "A connection for the statements of jobs"
     def execute(self,
@@ -40,8 +47,6 @@ class PgStoreConn(PgConn):
         "Run a statement, or what PostgreSQL needs in its place"
         if sql is _flow._MISSING: PgConn.execute(self, _SHARE, args)
         return PgConn.execute(self, _instead.get(sql, sql), args)
-
-_instead = {_controls._FIRST:_FIRST, _retention._DROP:_DROP, 'pragma auto_vacuum':'select 0'}
 
 class PgStore(PgFile, SqliteStore):
     "Jobs in a database of a PostgreSQL server"
