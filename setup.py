@@ -18,10 +18,10 @@ setup(
     project_urls={'Documentation': cfg['doc_host']+cfg['doc_baseurl'], 'Source': cfg['git_url']},
     license='Apache-2.0', license_files=['LICENSE'],
     classifiers=['Development Status :: 3 - Alpha', f'Intended Audience :: {cfg["audience"]}', 'Framework :: Jupyter',
-        'Programming Language :: Python :: 3', f'Natural Language :: {cfg["language"]}'],
+        *[f'Programming Language :: Python :: 3{o}' for o in ('', '.11', '.12', '.13', '.14')], 'Operating System :: OS Independent', 'Typing :: Typed', f'Natural Language :: {cfg["language"]}'],
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name']+'.*']), include_package_data=True, zip_safe=False,
     python_requires=f'>={py}', install_requires=reqs(''),
     extras_require=dict(test=reqs('test_'), dev=reqs('test_')+reqs('dev_')+reqs('prometheus_')+reqs('otel_')+['opentelemetry-sdk>=1.25'], docs=reqs('dev_')+reqs('docs_'),
-        prometheus=reqs('prometheus_'), otel=reqs('otel_')),
+        prometheus=reqs('prometheus_'), otel=reqs('otel_'), crypto=reqs('crypto_')),
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],
         'pytest11': ['fh_saas.pytest_plugin=fh_saas.pytest_plugin']})
