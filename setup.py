@@ -16,7 +16,7 @@ setup(
     long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     author=cfg['author'], url=cfg['git_url'], keywords=cfg['keywords'].split(),
     project_urls={'Documentation': cfg['doc_host']+cfg['doc_baseurl'], 'Source': cfg['git_url']},
-    license='Apache-2.0', license_files=['LICENSE'],
+    license_expression='Apache-2.0', license_files=['LICENSE'],
     classifiers=['Development Status :: 3 - Alpha', f'Intended Audience :: {cfg["audience"]}', 'Framework :: Jupyter',
         *[f'Programming Language :: Python :: 3{o}' for o in ('', '.11', '.12', '.13', '.14')], 'Operating System :: OS Independent', 'Typing :: Typed', f'Natural Language :: {cfg["language"]}'],
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name']+'.*']), include_package_data=True, zip_safe=False,

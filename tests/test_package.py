@@ -90,7 +90,7 @@ def without(*names):
 
 def test_imports_without_what_only_developers_have():
     "Neither the tools of the notebooks, nor a server, nor another database's driver"
-    said = without('nbdev', 'execnb', 'IPython', 'uvicorn', 'sqlalchemy', 'fastsql', 'psycopg', 'procrastinate', 'cryptography', 'opentelemetry', 'prometheus_client', 'pytest')
+    said = without('nbdev', 'execnb', 'IPython', 'uvicorn', 'sqlalchemy', 'fastsql', 'psycopg', 'procrastinate', 'cryptography', 'opentelemetry', 'prometheus_client')
     assert all(re.search(r"pip install 'fh-saas\[\w+\]'", o) for o in said.values()), said
     assert not {'fh_saas.utils_bgtsk', 'fh_saas.tenants', 'fh_saas.dashboard', 'fh_saas.components', 'fh_saas.cli', 'fh_saas.testing'} & set(said)
 
