@@ -192,6 +192,13 @@ def test_bulk(s):
     assert bulk.delete_many(s, ['a','b','d','nope'], _T(40))==['a'] and s.steps('a')=={} and s.get('b')
     assert bulk.retry_many(s, ['b','c','d'], _T(41))==['c']
 
+def test_nul(s):
+    "A character that a text of PostgreSQL's cannot hold costs nothing but itself"
+    s.insert([new_job('a')])
+    a, = _claim(s)
+    assert _ack(s, Ack(a, 'failed', error='bo\0om', retry_count=3, ended_at=_T(30)))==[]
+    assert s.get('a')['status']=='failed' and s.get('a')['error_log'].startswith('bo') and s.get('no\0') is None
+
 def test_adopt(s):
     "Rows that the older package left"
     with s.writing() as c: c.executemany("insert into tenant_jobs(id,job_type,status,payload) values(?,'old',?,'{}')", [('a','pending'), ('b','running'), ('c','completed')])

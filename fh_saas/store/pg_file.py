@@ -23,6 +23,11 @@ try:
 except ImportError as e: raise ImportError("PostgreSQL needs psycopg 3, which is not installed: pip install 'fh-saas[postgres]'") from e
 
 # %% ../../nbs/store/21_pg_file.ipynb #c0fc77da
+class _Text(StrDumper):
+    "Texts, sent as texts: what the server would have to guess is an error"
+    def dump(self, o): return super().dump(o.replace('\0', '\\0') if '\0' in o else o)
+
+# %% ../../nbs/store/21_pg_file.ipynb #5237cf2e
 class _Rows:
     "What a statement gave"
     __slots__ = ('cur',)
@@ -41,7 +46,7 @@ class PgConn:
         self.raw,self.schema,self.locks,self.key = raw,schema,locks or {},key
         self._last = self._all = 0
         self.last = []                     # statements of PostgreSQL's own for the end of the transaction, with their values
-        raw.adapters.register_dumper(str, StrDumper)       # as text: what the server cannot tell is an error
+        raw.adapters.register_dumper(str, _Text)
     def __repr__(self): return f'PgConn({self.raw!r})'
     @property
     def in_transaction(self):

@@ -18,6 +18,7 @@ from . import sqlite as _sqlite
 from .base import Claim, DUE, NewJob, PARKED
 from .notes import SqliteStore
 from .pg_file import PgConn, PgFile, locks, pg_error, psycopg
+from .pg_sql import in_bulk
 from operator import attrgetter
 
 # %% ../../nbs/store/22_postgres.ipynb #8ee638f8
@@ -59,13 +60,13 @@ _values = attrgetter(*[n for n,_ in _ALL])
 _INSERT = f"""insert into tenant_jobs(status,{','.join(n for n,_ in _ALL)}) select 'pending',* from unnest({','.join(f'%s::{t}[]' for _,t in _ALL)}) on conflict do nothing"""
 _INSERT_1 = f"""insert into tenant_jobs(status,{','.join(n for n,_ in _ALL)}) values('pending',{','.join(f'%s::{t}' for _,t in _ALL)}) on conflict do nothing"""
 
-def _columns(rows, n):
+def _columns(rows):
     "Rows as columns"
-    return [list(o) for o in zip(*rows)] if rows else [[]]*n
+    return [list(o) for o in zip(*rows)]
 
 def _put_rows(c, jobs):
     if len(jobs)==1: c.own(_INSERT_1, _values(jobs[0]))
-    elif jobs: c.own(_INSERT, _columns([_values(o) for o in jobs], len(_ALL)))
+    elif jobs: c.own(_INSERT, _columns([_values(o) for o in jobs]))
 
 @patch
 def insert(self:PgStore,
@@ -167,54 +168,35 @@ def renew(self:PgStore,
         where tenant_workers.lease_until<%s''', (owner, until, to_iso(from_iso(until)-SLACK_S)))
 
 # %% ../../nbs/store/22_postgres.ipynb #bd924a68
-def _from(cols):
-    "A list of rows, each with its number, from arrays"
-    return f"from unnest({','.join(f'%s::{t}[]' for _,t in cols)}) with ordinality v({','.join(n for n,_ in cols)},n)"
-
-_HELD = "t.rowid=v.r and t.id=v.i and t.status='running' and t.fence=v.f returning v.n"
-_ID = [('r','bigint'), ('i','text'), ('f','bigint')]
-_KEEP = """unique_key=case when t.unique_key<'r' and exists (select 1 from tenant_jobs o where o.unique_key=t.unique_key and o.status='pending')
-    then null else t.unique_key end"""
-
-_DONE_COLS = [('res','text'), ('began','text'), ('ended','text'), *_ID]
-_DONE = f"""update tenant_jobs t set status='completed', result=v.res, started_at=v.began, completed_at=v.ended, run_at=null, owner=null {_from(_DONE_COLS)} where {_HELD}"""
-
-_ACK_COLS = [('s','text'), ('res','text'), ('err','text'), ('tries','bigint'), ('at','text'), ('rdy','bigint'), ('began','text'), ('ended','text'), ('note','text'), *_ID]
-_ACK = f"""update tenant_jobs t set status=case when v.s='pending' and t.cancel_at is not null then 'cancelled' else v.s end, result=v.res,
-    error_log=coalesce(v.err,t.error_log), retry_count=v.tries, run_at=case when t.cancel_at is null then v.at end,
-    ready=case when t.cancel_at is null then v.rdy end, started_at=coalesce(v.began,t.started_at),
-    completed_at=case when v.rdy is null or t.cancel_at is not null then v.ended end, owner=null, {_KEEP},
-    attempts=case when v.note is null then t.attempts when t.attempts is null then '['||v.note||']' else left(t.attempts,-1)||','||v.note||']' end
-    {_from(_ACK_COLS)} where {_HELD}"""
-
-_BACK_COLS = [('rdy','bigint'), *_ID]
-_BACK = f"""update tenant_jobs t set status=case when t.cancel_at is null then 'pending' else 'cancelled' end, ready=case when t.cancel_at is null then v.rdy end,
-    completed_at=t.cancel_at, run_at=case when t.cancel_at is null then t.run_at end, owner=null, started_at=null, {_KEEP} {_from(_BACK_COLS)} where {_HELD}"""
+_ID = ' bigint text bigint'
+_DONE = in_bulk(_sqlite._DONE, 'text text text'+_ID)
+_ACK = in_bulk(_sqlite._ACK, 'text text text bigint text bigint text text text'+_ID)
+_BACK = in_bulk(_sqlite._BACK, 'bigint'+_ID)
 
 # %% ../../nbs/store/22_postgres.ipynb #722692f3
 @patch
-def _batch(self:PgStore, sql, cols, rows, clash=False):
+def _batch(self:PgStore, sql, rows, clash=False):
     "Change the rows, and free those who waited for the jobs; the places of those whose claim no longer held"
     if not rows: return []
     c = self._c
-    if clash and len(rows)>1: lost = self._one_by_one(sql, cols, rows)
-    else: lost = _refused(c, sql, cols, rows)
+    if clash and len(rows)>1: lost = self._one_by_one(sql, rows)
+    else: lost = _refused(c, sql, rows)
     if _flow.any_waits(c): self.over([o[-2] for o in rows])
     return lost
 
-def _refused(c, sql, cols, rows):
-    done = {n for n, in c.own(sql, _columns(rows, len(cols))).fetchall()}
+def _refused(c, sql, rows):
+    done = {n for n, in c.own(sql, _columns(rows)).fetchall()}
     return [i for i in range(len(rows)) if i+1 not in done] if len(done)<len(rows) else []
 
 @patch
-def _one_by_one(self:PgStore, sql, cols, rows):
+def _one_by_one(self:PgStore, sql, rows):
     "All at once; if a unique key is in the way, each by itself"
     c = self._c
     c.raw.execute('savepoint held')
-    try: lost = _refused(c, sql, cols, rows)
+    try: lost = _refused(c, sql, rows)
     except psycopg.errors.UniqueViolation:
         c.raw.execute('rollback to held')
-        lost = [i for i,o in enumerate(rows) if _refused(c, sql, cols, [o])]
+        lost = [i for i,o in enumerate(rows) if _refused(c, sql, [o])]
     c.raw.execute('release held')
     return lost
 
@@ -224,31 +206,28 @@ def complete(self:PgStore,
     rows:list, # Tuples (result, started_at, ended_at, row, id, fence)
 )->list: # Places in `rows` of those whose claim no longer held; nothing was changed for them
     "`ack` for attempts that simply returned, inside `writing()` or `turning()`"
-    return self._batch(_DONE, _DONE_COLS, rows)
+    return self._batch(_DONE, rows)
 
 @patch
 def ack(self:PgStore,
     acks:list, # `Ack`s
 )->list: # Those whose claim no longer held; nothing was changed for them
     "Write how attempts ended, inside `writing()` or `turning()`"
-    def row(a): return a.status,a.result,_text(a.error),a.retry_count,a.run_at,a.ready,a.started_at,a.ended_at,a.note,*a.claim[:3]
-    return [acks[i] for i in self._batch(_ACK, _ACK_COLS, [row(a) for a in acks], True)]
-
-def _text(s): return s.replace('\0', '\\0') if s and '\0' in s else s      # a text of PostgreSQL's cannot hold it
+    return [acks[i] for i in self._batch(_ACK, [_sqlite._ack_args(a) for a in acks], True)]
 
 @patch
 def release(self:PgStore,
     claims:list, # `Claim`s that were not begun, or whose attempt is not to count
 )->list: # Those that no longer held
     "Give claims back as they were, inside `writing()` or `turning()`"
-    return [claims[i] for i in self._batch(_BACK, _BACK_COLS, [(DUE, *c[:3]) for c in claims], True)]
+    return [claims[i] for i in self._batch(_BACK, [(DUE, *c[:3]) for c in claims], True)]
 
 @patch
 def park(self:PgStore,
     claims:list, # `Claim`s whose task nobody here knows
 )->list: # Those that no longer held
     "Put jobs aside until somebody claims them by task name, inside `writing()` or `turning()`"
-    return [claims[i] for i in self._batch(_BACK, _BACK_COLS, [(PARKED, *c[:3]) for c in claims], True)]
+    return [claims[i] for i in self._batch(_BACK, [(PARKED, *c[:3]) for c in claims], True)]
 
 @patch
 def _change(self:PgStore, sql, rows): return [i for i,o in enumerate(rows) if not self._count(sql, o)]
