@@ -70,7 +70,7 @@ def every(
 )->float: # Seconds until it should be asked for again
     "How long nothing is likely to change"
     s = now-max([from_iso(o) for o in (job.created_at, job.started_at, _said(job).get('at')) if o], default=now)
-    if job.status=='pending' and job.run_at: s = max(s, 4*(from_iso(job.run_at)-now))      # a retry that is still to come
+    if job.status=='pending' and job.run_at and job.ready!=-1: s = max(s, 4*(from_iso(job.run_at)-now))      # a retry that is still to come; a grace for its request is none
     return round(min(MOST_S, max(FIRST_S, s/6)), 1)
 
 # %% ../nbs/29_components.ipynb #0527c001
