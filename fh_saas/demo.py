@@ -8,7 +8,7 @@ __all__ = ['COLUMNS', 'PLANS', 'here', 'SAMPLE', 'TENANTS', 'STEPS', 'LIMIT', 'H
 
 # %% ../nbs/31_demo.ipynb #10ebd636
 import csv, io, math, msgspec, os, re, secrets, socket, threading, time, webbrowser
-import apsw, uvicorn
+import apsw
 from datetime import date
 from fastcore.basics import patch
 from fasthtml.common import (H1, H2, H3, A, Body, Button, Details, Div, FastHTML, FtResponse, Footer, Form, Head, Header, Html, Input,
@@ -382,6 +382,7 @@ def serve(
     pause_s:float=.15, # How long an import rests between two of its 40 steps, in seconds
 ):
     "Run the demo until Ctrl-C or SIGTERM. Raises `OSError` or `StoreError` if the port, the folder or a database cannot be used"
+    import uvicorn
     with open_port(port) as sock:
         folder = open_folder(data)
         tenants = {o:Tenant(folder, o, pause_s) for o in TENANTS}
