@@ -268,7 +268,6 @@ def _each_again(self:PgStore, args):
 @patch
 def _rows(self:PgStore, sql, args):
     def ask(c):
-        got = c.execute(sql, args).cur
-        cols = [o.name for o in got.description]
-        return [dict(zip(cols, o)) for o in got.fetchall()]
+        got = c.execute(sql, args)
+        return [dict(zip(got.cols, o)) for o in got]
     return self._patiently(ask)
