@@ -118,7 +118,7 @@ def begin(self:PgConn,
 ):
     "Begin a transaction. A process that stands still in it is thrown out by the server, and its locks with it"
     self.raw.execute(f"begin; set local synchronous_commit=on; set local lock_timeout={max(1, int(wait_s*1000))}; set local jit=off; "
-        f"set local enable_seqscan=off; set local idle_in_transaction_session_timeout={int(STILL_S*1000)}; "
+        f"set local enable_seqscan=off; set local enable_bitmapscan=off; set local enable_hashjoin=off; set local enable_mergejoin=off; set local idle_in_transaction_session_timeout={int(STILL_S*1000)}; "
         f"select pg_advisory_xact_lock{'' if alone else '_shared'}({self._lock_key('main')})")
 
 @patch
@@ -224,7 +224,8 @@ def is_lost(
 
 # %% ../../nbs/store/21_pg_file.ipynb #1c7b2626
 _TYPES = [(r'\btext\b', 'text collate "C"'), (r'\breal\b', 'double precision'), (r'\bbytes integer\b', 'bytes bigint'), (r' without rowid', ''),
-          (r'tj_history on tenant_jobs\(job_type, status\)', 'tj_history on tenant_jobs(job_type, status, rowid)')]
+          (r'tj_history on tenant_jobs\(job_type, status\)', 'tj_history on tenant_jobs(job_type, status, rowid)'),
+          (r'tj_due on tenant_jobs\(queue, ', "tj_due on tenant_jobs(coalesce(queue,''), ")]
 
 def _typed(s):
     for a,b in _TYPES: s = re.sub(a, b, s, flags=re.I)
