@@ -1054,8 +1054,11 @@ async def _entered(inner, app):
 @contextmanager
 def _on_signals(f):
     "Have `f(sig, frame, former)` called on SIGTERM and Ctrl-C, where this thread may say so"
-    old = {}
-    def handler(sig, frame): f(sig, frame, old[sig])
+    old,me = {},os.getpid()
+    def handler(sig, frame):
+        if os.getpid()==me: f(sig, frame, old[sig])
+        elif callable(old[sig]): old[sig](sig, frame)       # a child that a task has forked
+        else: signal.signal(sig, old[sig] or signal.SIG_DFL); os.kill(os.getpid(), sig)
     if threading.current_thread() is threading.main_thread():
         for s in (signal.SIGTERM, signal.SIGINT): old[s] = signal.signal(s, handler)
     try: yield
@@ -1088,10 +1091,11 @@ def run(self:BackgroundTaskManager,
 ):
     "Run this database's jobs until told to stop, then drain. `worker=False` and `FH_SAAS_WORKER` do not keep it from that"
     stop = stop or threading.Event()
-    w = _w.worker(threads or self.threads, async_jobs or self.async_jobs, self.drain_s)
-    self._lane.writes_only = False
-    w.serve(self._lane)
-    with _on_signals(lambda *_: stop.set()): stop.wait()
+    with _on_signals(lambda *_: stop.set()):
+        w = _w.worker(threads or self.threads, async_jobs or self.async_jobs, self.drain_s)
+        self._lane.writes_only = False
+        w.serve(self._lane)
+        stop.wait()
     w.stop(self.drain_s)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #ab81de3b
