@@ -6,7 +6,7 @@
 __all__ = ['check_database', 'run_folder', 'Fastsql', 'lane_of']
 
 # %% ../nbs/11_databases.ipynb #86a27635
-import apsw, hashlib, os, tempfile, time
+import apsw, hashlib, os, tempfile, threading, time, weakref
 from copy import copy
 from .lane import Lane, open_lane
 from .presence import Presence, presence
@@ -50,11 +50,17 @@ class _Joined:
     def commit(self): "Nothing: the block commits"
     def close(self): "Nothing: the block closes"
 
+_engines = weakref.WeakSet()
+
+def _after_fork():
+    for o in list(_engines): o.dispose(close=False)      # the connections in its pool are the parent's
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
+
 class Fastsql:
     "Lends connections of a fastsql `Database`"
     def __init__(self,
         db:'Database', # The app's
-    ): self.db = db
+    ): self.db,self._lock = db,threading.Lock(); _engines.add(db.engine)
     def __repr__(self): return f'Fastsql({self.db.engine.url!r})'
     def connect(self):
         "A connection of the driver's that leaves the engine's pool for good"
@@ -76,6 +82,9 @@ class Fastsql:
         "The app's `Database` on that connection"
         db = copy(self.db)
         db._tables,db.conn = {},_Joined(self._lent[id(conn.raw)])
+        def table(nm, cls=None):
+            with self._lock: return type(db).table(db, nm, cls)     # two threads that look a table up at once would share one that is half known
+        db.table = table
         return db
 
 # %% ../nbs/11_databases.ipynb #35322fe6

@@ -2,6 +2,7 @@
 import signal, socket, time
 
 import pytest, work
+from util import both as stores
 from util import PRE, Server, done, end, process, run_py, said, until
 
 WORK = "m = mgr(tasks=[quick,gated,agated,fails,bomb,nap]); out('up'); m.run()"
@@ -124,7 +125,7 @@ def test_kill_inside_transaction(t):
     "P5: killed inside the block, neither the row nor the job is there; killed after it, both are"
     code = '''
 m = mgr(handoff=60)
-db.q('create table if not exists note(x)')
+ddl(db, 'create table if not exists note(x)')
 with m.transaction() as tx:
     tx.q("insert into note values('a')")
     m.submit('q', quick, folder=folder, name='a')
