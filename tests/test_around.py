@@ -11,7 +11,6 @@ from fh_saas.retry import Discard, Snooze
 from fh_saas.tasks import shared
 from fh_saas.telemetry import subscribe
 from fh_saas.tenants import Tenants
-from util import both as stores
 from util import done, run_py, until
 
 said,role = [],ContextVar('role', default=None)

@@ -8,7 +8,6 @@ from fh_saas.executor import INTERRUPTED, call
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.retry import Discard, RetryIn, RetryPolicy, Snooze
 from fh_saas.utils_bgtsk import JobNotFound
-from util import both as stores
 from util import all_done, done, end, process, run_py, said, stop_worker, until
 
 ran,gate,begun = [],threading.Event(),threading.Event()

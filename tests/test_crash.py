@@ -102,6 +102,7 @@ def test_another_process_takes_over_within_a_second(t, task):
                 t.go(); done(t.look(), id); (t.dir/'go').unlink()
     assert max(took)<1, took
 
+@pytest.mark.on_sqlite('writes SQL of its own')
 def test_a_stopped_process_is_not_robbed(t):
     "P6: a process that stands still for a while (SIGSTOP) keeps its job; it ends once"
     id,_ = t.look().submit('g', work.gated, folder=str(t.dir), name='x')
@@ -159,6 +160,7 @@ def synced(f):
     return any(o>=t for o in list(syncs)), v
 '''
 
+@pytest.mark.on_sqlite('its own VFS')
 def test_what_is_reported_has_reached_the_disk(t):
     "P1: submit, transaction() and a reported end are flushed to the disk before they return, also among claims that are not"
     o = run_py(t, '''
