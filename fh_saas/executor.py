@@ -12,7 +12,7 @@ from contextvars import Context
 from .around import aenclosed, arounds_of, enclosed, in_use
 from .steps import context_of, current
 from .ids import to_iso
-from .payload import dump_result, load_kwargs
+from .payload import CannotOpen, dump_result, load_kwargs
 from .options import row_backoff
 from .retry import BackoffError, Discard, RetryIn, Snooze
 from .store.base import Ack, Claim, LATER
@@ -67,7 +67,7 @@ def raised(
 )->Outcome: # `failed` or `snoozed`
     "An exception as an outcome, with what it means for further attempts. Never raises"
     out = failed(e)
-    if isinstance(e, Snooze): return Outcome('snoozed', wait_s=e.seconds)
+    if isinstance(e, Snooze): return Outcome('snoozed', wait_s=e.seconds, error=str(e) if isinstance(e, CannotOpen) else None)
     if isinstance(e, Discard): return out._replace(final=True, error=clip(f'Discarded: {e.reason}'), summary=clip(f'Discarded: {e.reason}', 200))
     if isinstance(e, RetryIn): return out._replace(wait_s=e.seconds)
     return out if task.retries(e) else out._replace(final=True)
@@ -170,7 +170,7 @@ def settle(
     end,n = to_iso(now),claim.retry_count+1
     if out.how=='returned':
         return Ack(claim, 'completed', out.result, out.error, claim.retry_count, started_at=start, ended_at=end)
-    if out.how=='snoozed': return Ack(claim, 'pending', retry_count=claim.retry_count, run_at=to_iso(now+out.wait_s), ready=LATER, ended_at=end)
+    if out.how=='snoozed': return Ack(claim, 'pending', error=out.error, retry_count=claim.retry_count, run_at=to_iso(now+out.wait_s), ready=LATER, ended_at=end)
     if stop=='cancelled': return Ack(claim, 'cancelled', None, f'Cancelled while it ran\n{out.error or ""}'.strip(), claim.retry_count, started_at=start, ended_at=end)
     if stop=='timeout': out = timed_out(claim, out)
     note = msgspec.json.encode(dict(n=n, outcome='timeout' if stop=='timeout' else 'failed', at=end, error=out.summary)).decode()
