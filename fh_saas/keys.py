@@ -28,7 +28,7 @@ class Keys:
     ):
         self._fernet,self._bad = _fernet()
         if not keys: raise ValueError('keys must not be empty: give at least one, as new_key() makes them')
-        self.texts = keys
+        self.texts = tuple(k.decode() if isinstance(k, bytes) else k for k in keys)      # for a child process, as JSON
         self._all = [self._one(i, k) for i,k in enumerate(keys)]
     def __repr__(self): return f'Keys(… {len(self._all)} …)'
     def __eq__(self, o): return isinstance(o, Keys) and self.texts==o.texts
