@@ -244,3 +244,37 @@ def test_claims_hold_while_the_file_is_rewritten(t):
     assert m.forget(containing=MAIL)==(25, [], True)
     t.go()
     assert done(m, id).result=='"carl"' and m.get_job(id).fence==1
+
+# --- PostgreSQL
+
+from fh_saas.store.base import _T, _claim, _done, checks, new_job
+from fh_saas.store.forget import erase, holding, says
+from fh_saas.store.sealed import protect, reseal
+
+@pytest.fixture
+def pg_store(pg):
+    from fh_saas.store.postgres import PgStore
+    s = PgStore(pg)
+    protect(s, Keys(KEY))
+    yield s
+    s.close()
+
+@pytest.mark.parametrize('check', checks, ids=lambda f:f.__name__)
+def test_contract_on_a_server(pg_store, check): check(pg_store)
+
+def test_sealed_on_a_server(pg_store):
+    "The same store sealed: what lies there, what is read, new keys, and forgetting"
+    s = pg_store
+    s.insert([new_job('a', payload=f'{{"mail":"{MAIL}"}}'), new_job('b')])
+    a,b = _claim(s)
+    with s.writing(): s.complete([('"x"', _T(1), _T(2), *b[:3])]); s.ack([_done(a, result=f'"{MAIL}"')])
+    assert s.get('a')['result']==f'"{MAIL}"' and MAIL not in str(s.read('select * from tenant_jobs'))
+    protect(s, Keys(new := new_key(), KEY))
+    at,n = 0,0
+    while at is not None: k,at = reseal(s, at); n += k
+    assert n==2
+    protect(s, Keys(new))
+    assert s.get('a')['payload']==f'{{"mail":"{MAIL}"}}'
+    got = [i for ids in holding(s, says(MAIL)) for i in ids]
+    assert (got, erase(s, got), s.get('a'))==(['a'], ['a'], None)
+    with pytest.raises(WrongKey): protect(s, Keys(KEY))

@@ -8,6 +8,7 @@ __all__ = ['WrongKey', 'protect', 'reseal']
 # %% ../../nbs/store/12_sealed.ipynb #2606d477
 import msgspec, re, secrets
 from dataclasses import replace
+from functools import cache
 from ..keys import Keys, veil
 from ..payload import SEALED, CannotOpen
 from .base import StoreError
@@ -57,40 +58,43 @@ def _get(t, col, s, what=None):
         return s
 
 # %% ../../nbs/store/12_sealed.ipynb #de1369dd
-class _SealedStore(SqliteStore):
-    "A store whose texts are sealed in the file"
-    errors = 'fh_open(error_log)'
-    def insert(self, jobs, wait_s=None): return SqliteStore.insert(self, self._sealed(jobs), wait_s)
-    def insert_into(self, conn, jobs): return SqliteStore.insert_into(self, conn, self._sealed(jobs))
+class _Sealed:
+    "Goes before a store's class: what it writes is sealed, what it reads is opened"
+    def insert(self, jobs, wait_s=None): return super().insert(self._sealed(jobs), wait_s)
+    def insert_into(self, conn, jobs): return super().insert_into(conn, self._sealed(jobs))
     def _sealed(self, jobs):
         for o in jobs:
             if o.payload and not o.payload.startswith('"'+SEALED): o.payload = self._texts.seal(o.payload)      # in place: the store may set `ready`
         return jobs
 
-    def claim(self, *a, **kw): return [self._opened(c) for c in SqliteStore.claim(self, *a, **kw)]
-    def claim_one(self, *a, **kw): return (c := SqliteStore.claim_one(self, *a, **kw)) and self._opened(c)
+    def claim(self, *a, **kw): return [self._opened(c) for c in super().claim(*a, **kw)]
+    def claim_one(self, *a, **kw): return (c := super().claim_one(*a, **kw)) and self._opened(c)
     def _opened(self, c): return c._replace(payload=_get(self._texts, 'payload', c.payload))
 
     def ack(self, acks):
         t,own = self._texts,[]
         for a in acks: own.append(replace(a, result=t.seal(a.result), error=t.text(a.error), note=_put(t, 'attempts', a.note)))
-        lost = {id(o) for o in SqliteStore.ack(self, own)}
+        lost = {id(o) for o in super().ack(own)}
         return [a for a,o in zip(acks, own) if id(o) in lost]
-    def complete(self, rows): return SqliteStore.complete(self, [(self._texts.seal(r), *o) for r,*o in rows])
+    def complete(self, rows): return super().complete([(self._texts.seal(r), *o) for r,*o in rows])
 
-    def note(self, rows): return SqliteStore.note(self, [(_put(self._texts, 'progress', p), self._texts.text(l), self._texts.seal(c), *o) for p,l,c,*o in rows])
-    def notes(self, id): return tuple(_get(self._texts, k, v, 'what it has noted') for k,v in zip(('progress','log','cursor'), SqliteStore.notes(self, id)))
-    def keep_step(self, job, name, result, at): SqliteStore.keep_step(self, job, name, self._texts.seal(result), at)
-    def steps(self, job): return {k:self._texts.open(v, 'what its steps gave') for k,v in SqliteStore.steps(self, job).items()}
+    def note(self, rows): return super().note([(_put(self._texts, 'progress', p), self._texts.text(l), self._texts.seal(c), *o) for p,l,c,*o in rows])
+    def notes(self, id): return tuple(_get(self._texts, k, v, 'what it has noted') for k,v in zip(('progress','log','cursor'), super().notes(id)))
+    def keep_step(self, job, name, result, at): super().keep_step(job, name, self._texts.seal(result), at)
+    def steps(self, job): return {k:self._texts.open(v, 'what its steps gave') for k,v in super().steps(job).items()}
 
+    def _rows(self, sql, args): return [self.opened(o) for o in super()._rows(sql, args)]
     def opened(self, row):
         for k in _HOW.keys() & row.keys(): row[k] = _get(self._texts, k, row[k])
         return row
     def veiled(self, key): return key[:2]+veil(self.secret, key[2:])
     def _open_reader(self):
-        SqliteStore._open_reader(self)
+        super()._open_reader()
         self._teach(self._reader.conn)
     def _teach(self, conn): conn.create_scalar_function('fh_open', lambda s: _get(self._texts, 'error_log', s), 1)
+
+@cache
+def _sealed_class(cls): return type(f'Sealed{cls.__name__}', (_Sealed, cls), {})
 
 # %% ../../nbs/store/12_sealed.ipynb #1ab2aed4
 class WrongKey(StoreError):
@@ -109,8 +113,10 @@ def protect(
         rows = rows or store.read(_SECRET)             # another process was first
     try: secret = keys.open(rows[0][0])
     except CannotOpen: raise WrongKey(f'{store.path}: none of the {len(keys.texts)} keys opens what is sealed here; give all keys that are in use, as keys=[new, old]') from None
-    store.__class__ = _SealedStore
+    if not isinstance(store, _Sealed): store.__class__ = _sealed_class(type(store))
     store.secret,store._texts,store.keys = secret,_Texts(keys),keys
+    if hasattr(store, 'conn_type'): return             # a server cannot open anything: there, texts of errors are not searched
+    store.errors = 'fh_open(error_log)'
     for o in store._writer,store._reader:
         if o: store._teach(o.conn)
 

@@ -525,7 +525,7 @@ def statuses(self:SqliteStore,
 @patch
 def _rows(self:SqliteStore, sql, args):
     cols = self._columns()
-    return [self.opened(dict(zip(cols, o))) for o in self.read(sql, args)]
+    return [dict(zip(cols, o)) for o in self.read(sql, args)]
 
 @patch
 def opened(self:SqliteStore,
