@@ -21,7 +21,7 @@ setup(
         'Programming Language :: Python :: 3', f'Natural Language :: {cfg["language"]}'],
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name']+'.*']), include_package_data=True, zip_safe=False,
     python_requires=f'>={py}', install_requires=reqs(''),
-    extras_require=dict(test=reqs('test_')+reqs('postgres_'), dev=reqs('test_')+reqs('postgres_')+reqs('dev_')+reqs('prometheus_')+reqs('otel_')+['opentelemetry-sdk>=1.25'], docs=reqs('dev_')+reqs('docs_'),
-        postgres=reqs('postgres_'), prometheus=reqs('prometheus_'), otel=reqs('otel_')),
+    extras_require=dict(test=reqs('test_')+reqs('postgres_')+reqs('procrastinate_'), dev=reqs('test_')+reqs('postgres_')+reqs('procrastinate_')+reqs('dev_')+reqs('prometheus_')+reqs('otel_')+['opentelemetry-sdk>=1.25'], docs=reqs('dev_')+reqs('docs_'),
+        postgres=reqs('postgres_'), procrastinate=reqs('postgres_')+reqs('procrastinate_'), prometheus=reqs('prometheus_'), otel=reqs('otel_')),
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],
         'pytest11': ['fh_saas.pytest_plugin=fh_saas.pytest_plugin']})
