@@ -10,14 +10,14 @@ from fh_saas.store.base import StoreError
 from fh_saas.tenants import Tenants
 from util import Server, Tenant, end, env, process, run_py, said, start_py, stop_worker, until
 
-TASKS = [work.quick, work.aquick, work.gated, work.nap, work.fails]
+TASKS = [work.quick, work.aquick, work.gated, work.nap, work.paced, work.fails]
 PRE = '''
 import asyncio, os, signal, sys, threading, time
 from fh_saas.store.base import StoreError
 from fh_saas.tenants import Tenants
 from work import *
 path,folder = sys.argv[1:3]
-def tenants(**kw): return Tenants(path, **(dict(tasks=[quick,aquick,gated,nap,fails], handoff=0)|kw))
+def tenants(**kw): return Tenants(path, **(dict(tasks=[quick,aquick,gated,nap,paced,fails], handoff=0)|kw))
 def out(*a): print(*a, flush=True)
 '''
 RUN = "ts = tenants(%s); out('up'); ts.run()"
@@ -404,16 +404,18 @@ def test_submit_all_stops_and_resumes(h):
 def test_submit_all_goes_on_after_a_kill(h):
     "kill -9 of the worker in mid-rollout: the next one goes on with it, every tenant gets exactly one job"
     ts = h.many(40)
-    with worker(h) as a:
-        r = ts.submit_all('backfill', work.nap, dict(folder=str(h.dir), s=.02, name='x'), canaries=2, batch=5)
-        until(lambda: len(h.log('start'))>=8)
+    with worker(h, 'threads=8') as a:
+        r = ts.submit_all('backfill', work.paced, dict(folder=str(h.dir), free=6, name='x'), canaries=2, batch=5)
+        until(lambda: len(h.log('held'))==5)
+        until(lambda: sum(j.status=='completed' for j in jobs(ts))==len(h.log('end')))
         end(a)
-    assert r.progress()['state']=='running' and len(h.log('start'))<40
+    n = len(h.log('start'))
+    assert r.progress()['state']=='running' and 7<=n<=11
+    h.go()
     with worker(h), worker(h): until(lambda: r.progress()['state']=='completed', 20, .05)
     assert r.progress()['completed']==40
     assert {tuple(j.status for j in t.jobs.list_jobs()) for t in ts.values()}=={('completed',)}
-    again = [j for j in jobs(ts) if j.retry_count]
-    assert len(h.log('start'))==40+len(again) and len(again)<=5
+    assert len([j for j in jobs(ts) if j.retry_count])==5 and len(h.log('start'))==45 and len(h.log('end'))==40
 
 def test_submit_all_where(h):
     "where as a dict of columns, or a function of a row; frozen tenants are left out"
