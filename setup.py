@@ -10,18 +10,18 @@ cfg = ini['DEFAULT']
 
 def reqs(k): return cfg.get(f'{k}requirements', '').split()
 
-py = cfg['min_python']
+py,extras = cfg['min_python'],('postgres', 'procrastinate', 'prometheus', 'otel', 'crypto')
 setup(
     name=cfg['lib_name'].replace('_', '-'), version=cfg['version'], description=cfg['description'],
     long_description=(root/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     author=cfg['author'], url=cfg['git_url'], keywords=cfg['keywords'].split(),
     project_urls={'Documentation': cfg['doc_host']+cfg['doc_baseurl'], 'Source': cfg['git_url']},
-    license='Apache-2.0', license_files=['LICENSE'],
+    license_expression='Apache-2.0', license_files=['LICENSE'],
     classifiers=['Development Status :: 3 - Alpha', f'Intended Audience :: {cfg["audience"]}', 'Framework :: Jupyter',
-        'Programming Language :: Python :: 3', f'Natural Language :: {cfg["language"]}'],
+        *[f'Programming Language :: Python :: 3{o}' for o in ('', '.11', '.12', '.13', '.14')], 'Operating System :: OS Independent', 'Typing :: Typed', f'Natural Language :: {cfg["language"]}'],
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name']+'.*']), include_package_data=True, zip_safe=False,
     python_requires=f'>={py}', install_requires=reqs(''),
-    extras_require=dict(test=reqs('test_'), dev=reqs('test_')+reqs('dev_')+reqs('prometheus_')+reqs('otel_')+['opentelemetry-sdk>=1.25'], docs=reqs('dev_')+reqs('docs_'),
-        prometheus=reqs('prometheus_'), otel=reqs('otel_')),
+    extras_require=dict({o:reqs(f'{o}_') for o in extras}, test=reqs('test_')+reqs('postgres_'), docs=reqs('dev_')+reqs('docs_'),
+        dev=sum([reqs(f'{o}_') for o in ('test', 'dev', *extras)], ['opentelemetry-sdk>=1.25'])),
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],
         'pytest11': ['fh_saas.pytest_plugin=fh_saas.pytest_plugin']})

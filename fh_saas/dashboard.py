@@ -6,7 +6,7 @@
 __all__ = ['dashboard', 'serve']
 
 # %% ../nbs/31_dashboard.ipynb #261eea6d
-import socket, uvicorn
+import socket
 from fasthtml.common import A, Beforeware, FastHTML, P
 from . import control_pages, job_pages, tenant_pages
 from .board import Board
@@ -83,5 +83,6 @@ def serve(
     with sock:
         name = f'[{host}]' if ':' in host else host
         announce(f'http://{name}:{sock.getsockname()[1]}/'+(f'?token={app.token}' if app.token else ''))
+        import uvicorn             # whoever mounts the dashboard in an app may serve that with something else
         try: uvicorn.Server(uvicorn.Config(app, log_level='warning', proxy_headers=False, server_header=False, timeout_graceful_shutdown=3)).run(sockets=[sock])
         except KeyboardInterrupt: pass

@@ -6,12 +6,13 @@
 __all__ = ['explain']
 
 # %% ../nbs/16_explain.ipynb #eae70a17
-import time
+import msgspec, time
 from .ids import from_iso, to_iso
 from .lane import Lane
+from .options import shown_key
 from .slots import slots
 from .store.base import DUE, HANDED, HELD, LATER, PARKED, WAITS
-from .store.controls import next_start, read_controls
+from .store.controls import ASKED, next_start, read_controls
 
 # %% ../nbs/16_explain.ipynb #8e76c84b
 def _some(ids, n=3): return ', '.join(ids[:n])+(f' and {len(ids)-n} more' if len(ids)>n else '')
@@ -28,7 +29,7 @@ def _held(lane, row):
         n,ids = ctl.get(f'limit:t:{k}'),_running(lane, 'tj_history where job_type=?', k)
         return f'limit {len(ids)} of {n} for job type {k!r} is used by {_some(ids)}' if n and ids else _soon(lane)
     t,key = lane.known.resolve(row['task'], row['id']),k.partition('\x1f')[2]
-    under = f' under the key {key!r}' if key else ''
+    under = f' under the key {shown_key(key)}' if key else ''
     if t is None: return f'it was held back by a limit of its task {row["task"]!r}, which nobody here knows'
     if kind=='r' and t.rate:
         n,s = t.rate
@@ -94,10 +95,18 @@ def _due(lane, row):
 # %% ../nbs/16_explain.ipynb #9cb08f75
 def _later(lane, row):
     if row['ready']==HANDED: return f'it is due when its BackgroundTask is called, or at {row["run_at"]}'
-    if row['retry_count']:
-        err = (row['error_log'] or '').strip().splitlines()
-        return f'it is backing off until {row["run_at"]}, after attempt {row["retry_count"]} of {row["max_retries"]} failed'+(f': {err[-1]}' if err else '')
-    return f'it is due at {row["run_at"]}'
+    err,snoozed = (row['error_log'] or '').strip().splitlines(),_snoozed(row)
+    after = f', after attempt {row["retry_count"]} of {row["max_retries"]} {"had " if snoozed else ""}failed'+(f': {err[-1]}' if err else '') if row['retry_count'] else ''
+    return f'it {"has put itself off until" if snoozed else "is backing off until" if after else "is due at"} {row["run_at"]}{after}'
+
+def _snoozed(row):
+    "Whether its last attempt ended otherwise than by failing: each failure leaves its time, and a claim that goes back leaves none"
+    last = msgspec.json.decode(row['attempts'] or '[]')[-1:]
+    return bool(row['started_at']) and (not last or last[0]['at']<row['started_at'])
+
+def _reason(err):
+    "What was given to `cancel`, if anything was; else what the job said last"
+    return next((o.removeprefix(ASKED) for o in reversed(err) if o.startswith(ASKED)), err[-1])
 
 def _parked(lane, row):
     return (_nobody(lane) or f'no worker that has seen it knows its task {row["task"]!r}: register it with @task, give it in tasks=, or start the version of the code that has it')
@@ -115,7 +124,7 @@ def explain(
         return f'it is running since {row["started_at"]}, attempt {row["retry_count"]+1} of {row["max_retries"]}, in worker {row["owner"]}{asked}'
     if status!='pending':
         err = (row['error_log'] or '').strip().splitlines()
-        return f'it is over: {status} at {ended}'+(f', {err[-1]}' if err and status!='completed' else '')
+        return f'it is over: {status} at {ended}'+(f', {_reason(err) if status=="cancelled" else err[-1]}' if err and status!='completed' else '')
     if row['task'] is None: return 'it was left by the older package and names no task; see adopt()'
     of = {WAITS:_parents, HELD:_held, PARKED:_parked, LATER:_later, HANDED:_later}
     if row['ready']==DUE or row['ready'] in (LATER, HANDED) and from_iso(row['run_at'])<=lane.clock(): return _due(lane, row)

@@ -208,8 +208,15 @@ def _write(self:Lane, acks):
 
 @patch
 def _return(self:Lane, back, aside):
-    if back: self.store.release(back)
+    if back:
+        self.store.release(back)
+        if idle := [c for c in back if c.limit_key and not self._has_begun(c)]: self.limits.not_begun(self.store._c, idle); self.due_at = None
     if aside: self.store.park(aside)
+
+@patch
+def _has_begun(self:Lane, c):
+    a = self.hand.get(c.id)
+    return a is not None and a.claim.fence==c.fence and a.began is not None
 
 @patch
 def _claim(self:Lane, handed, limit, only):

@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from .presence import Presence
 from .slots import slots
 from .store.base import Claim
-from .store.controls import (any_held, count_type, counts, gate_and_controls, held_for, hold, let_go, next_start, note_starts, read_controls, room_of_rate)
+from fh_saas.store.controls import (any_held, count_type, counts, drop_starts, gate_and_controls, held_for, hold, let_go, next_start, note_starts, read_controls,
+    room_of_rate)
 from .store.sqlite import SqliteStore
 from .tasks import Known, Task
 from typing import Callable
@@ -154,6 +155,17 @@ def let_next(self:Limits,
     if frees: let_go(c, list(frees.items()))
 
 @patch
+def not_begun(self:Limits,
+    c, # The connection, inside `writing()`
+    claims:list, # `Claim`s that go back without having begun
+):
+    "They have started nothing: a rate may let others go in their place"
+    drop_starts(c, claims)
+    for k in {o.limit_key for o in claims} & set(self.rates):
+        n,period,_ = self.rates[k]
+        self.rates[k] = n,period,next_start(c, k, n, period, self.clock())
+
+@patch
 def let_rates(self:Limits,
     c, # The connection, inside `writing()`
 ):
@@ -280,10 +292,16 @@ def by_hand(self:Limits,
     o:Claim, # Begins all the same
     t:Task, # Its task
 ):
-    "Count a job that the app runs by hand, if there is a slot"
-    if not (t.limit_all and o.limit_key): return
+    "Count a job that the app runs by hand, and have it take a slot if there is one"
+    if not o.limit_key: return
+    if t.rate: self._started(o.limit_key, o.id, t.rate[1])
+    if not t.limit_all: return
     if not self.slots: self.slots = slots(self.here)
     if got := self.slots.take(o.limit_key, t.limit_all): self.got[o.id,o.fence] = got[0]
+
+@patch
+def _started(self:Limits, key, id, period):
+    with self.store.writing() as c: note_starts(c, key, [id], period, self.clock())
 
 @patch
 def let_lost(self:Limits,

@@ -34,6 +34,7 @@ def _rescue(lane, owner, lease, alive):
     how = 'its lease ran out' if alive is None else 'the process that ran it died'
     with lane.store.writing(PATIENCE_S):
         n = lane.store.rescue(owner, lease, begun, lane.now(), f'Crashed: {how} (worker {owner}, seen {lane.now()})')
+        if n and (idle := [o for o in lane.store.rescued[1] if o.limit_key]): lane.limits.not_begun(lane.store._c, idle)
     if n: log.warning('%s: worker %s is gone (%s); %d of its jobs were taken back', lane.name, owner, how, n)
     if n and listening(): events.rescued(lane, owner, *lane.store.rescued)
     return n

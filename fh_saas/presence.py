@@ -42,14 +42,15 @@ class Presence:
 @patch
 def _open_run(self:Presence):
     "Make, lock, map and only then name the file of this process"
-    new,self.path = self.dir/f'{self.owner}.new',self.dir/f'{self.owner}.run'
+    self.path = self.dir/f'{self.owner}.run'
+    new = self.dir/f'{self.owner}.new' if fcntl else self.path
     self._fd = os.open(new, os.O_RDWR|os.O_CREAT|os.O_EXCL|getattr(os, 'O_CLOEXEC', 0), 0o744)     # see `serve`
     os.ftruncate(self._fd, _SLOT.size*_NSLOTS)
     own = os.open(new, os.O_RDWR)                # a description of its own: a mapping keeps its description, and so its lock,
     self._map = mmap.mmap(own, _SLOT.size*_NSLOTS)   # alive in every forked child
     os.close(own)
     self._try_lock(self._fd, exclusive=True)
-    os.rename(new, self.path)
+    if new!=self.path: os.rename(new, self.path)
 
 @patch
 def _try_lock(self:Presence, fd, exclusive=False):
@@ -79,13 +80,19 @@ def mark(self:Presence,
     _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode()[:40], fence)
     return slot
 
+def _fill(fd, a, b):
+    "Write zeros from `a` to `b`; how many were written"
+    if hasattr(os, 'pwrite'): return os.pwrite(fd, bytes(b-a), a)
+    os.lseek(fd, a, os.SEEK_SET)               # Windows; the caller holds a lock
+    return os.write(fd, bytes(b-a))
+
 @patch
 def _more(self:Presence):
     "A slot of those that the next piece of the file has room for; None if there is none"
     with self._lock:
         a,b = self._room,min(self._room+_STEP, _SLOT.size*_NSLOTS)
         try:
-            if self._fd is None or a==b or os.pwrite(self._fd, bytes(b-a), a)<b-a: return None
+            if self._fd is None or a==b or _fill(self._fd, a, b)<b-a: return None
         except OSError: return None
         self._room,new = b,range(a//_SLOT.size, b//_SLOT.size)
         self._free.extend(new[1:])
@@ -116,12 +123,11 @@ def note(self:Presence,
 
 @patch
 def _rewrite(self:Presence):
-    new = self.dir/f'{self.owner}.list'
-    fd = os.open(new, os.O_WRONLY|os.O_CREAT|os.O_APPEND|getattr(os, 'O_CLOEXEC', 0), 0o644)
-    os.write(fd, b''.join(o.encode()+b'\0' for o in self._noted))
-    os.rename(new, self.dir/f'{self.owner}.dbs')
-    if self._list is not None: os.close(self._list)
-    self._list,self._lines = fd,len(self._noted)
+    new,path,old = self.dir/f'{self.owner}.list',self.dir/f'{self.owner}.dbs',self._list
+    new.write_bytes(b''.join(o.encode()+b'\0' for o in self._noted))
+    if old is not None: self._list = None; os.close(old)         # on Windows an open file stays where it is
+    os.replace(new, path)
+    self._list,self._lines = os.open(path, os.O_WRONLY|os.O_APPEND|getattr(os, 'O_CLOEXEC', 0)),len(self._noted)
 
 @patch
 def unnote(self:Presence,
@@ -259,8 +265,9 @@ def close(self:Presence):
     with self._lock:
         if self._fd is None: return
         if self.slots: self.slots.clear()
-        for o in (self.path, self.bells/self.owner, self.dir/f'{self.owner}.dbs'): _unlink(o)
+        for o in (mine := (self.path, self.bells/self.owner, self.dir/f'{self.owner}.dbs')): _unlink(o)
         self._drop()
+        if not fcntl: [_unlink(o) for o in mine]       # Windows removes no open file
 
 @patch
 def _drop(self:Presence):

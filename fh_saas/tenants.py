@@ -730,8 +730,9 @@ def run(self:Tenants,
     "Run all tenants' jobs until told to stop, then drain. `worker=False` and `FH_SAAS_WORKER` do not keep it from that"
     stop = stop or threading.Event()
     self._become_worker(threads, async_jobs)
-    w = self._serve()
-    with _on_signals(lambda *_: stop.set()): stop.wait()
+    with _on_signals(lambda *_: stop.set()):
+        w = self._serve()
+        stop.wait()
     w.stop(self.drain_s)
     self.close()
 

@@ -22,6 +22,7 @@ from . import worker as _w
 from .around import add_around
 from .children import run_attempt
 from .context import JobContext, current, current_job
+from .executor import Outcome, clip
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
 from .lane import Attempt, generation, open_lane
@@ -152,6 +153,8 @@ def _open_lane(self:BackgroundTaskManager):
     if self._known and not self._open.store.memory and not os.path.exists(self._open.key):
         raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
     lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
+    if self.clock is _clock.time: self.clock = lane.clock
+    elif self.clock!=lane.clock: raise ValueError(f'clock: {lane.name} is open in this process with another one, {lane.clock!r}; a file has one clock')
     lane.users.add(self)
     lane.timetable = lane.timetable or Timetable(lane.known.crons, lane.name)
     return lane
@@ -472,18 +475,31 @@ def _execute_with_retry(self:BackgroundTaskManager,
             if listening(): events.returned(lane, 'job.parked', [c])
             return
         lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
-        if t.limit_all: lane.limits.by_hand(c, t)
+        if t.limit_all or t.rate: lane.limits.by_hand(c, t)
         self._attempt(lane, a)
 
+@patch
 @contextmanager
-def _in_time(a):
+def _in_time(self:BackgroundTaskManager, a):
     "Have the attempt told to end when its time is up"
     if not a.claim.timeout_s: yield; return
-    t = threading.Timer(a.claim.timeout_s, a.lane.halt, (a, 'timeout'))
+    a.token = [[None, None, a]]                # whoever takes it says how the attempt ended
+    t = threading.Timer(a.claim.timeout_s, self._time_is_up, (a,))
     t.daemon = True
     t.start()
     try: yield
     finally: t.cancel()
+
+@patch
+def _time_is_up(self:BackgroundTaskManager, a):
+    "As in a worker: async tasks and child processes are ended; a sync task has failed, whatever its thread does from here on"
+    if a.task.process or a.task.is_async: return a.lane.halt(a, 'timeout')
+    if not _w._mine(a): return
+    a.stop,a.late = a.stop or 'timeout',True
+    if a.handle: a.handle.kill()
+    a.lane.end(a, Outcome('failed'), a.claim.timeout_s)
+    _w.log.warning('job %s timed out after %g s; the call that runs it by hand goes on until the task returns', a.claim.id, a.claim.timeout_s)
+    self._write_end(a.lane)
 
 @patch
 def _attempt(self:BackgroundTaskManager, lane, a):
@@ -492,11 +508,14 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     try:
         lane.start(a)
         began = _clock.monotonic()
-        with _in_time(a): out = run_attempt(a)
-        lane.end(a, out, _clock.monotonic()-began)
-        with lane.turning: lane.turn(0)
-        if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
+        with self._in_time(a): out = run_attempt(a)
+        if a.token is None or _w._mine(a): lane.end(a, out, _clock.monotonic()-began); self._write_end(lane)
     finally: lane.byhand.discard(a)
+
+@patch
+def _write_end(self:BackgroundTaskManager, lane):
+    with lane.turning: lane.turn(0)
+    if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
     if lane.acks:                                      # not written yet: keep trying, whether or not this process runs jobs
         lane.writes_only = lane.server is None and not self.worker
         _w.worker(self.threads, self.async_jobs, self.drain_s).serve(lane)
@@ -606,10 +625,11 @@ async def await_job(self:BackgroundTaskManager,
 def _before_wait(self:BackgroundTaskManager, job_id):
     "The job as it is; whoever waits for it does not return its BackgroundTask, so its grace is over"
     job = self.get_job(job_id)
-    if self.worker and job.status=='pending':
+    if job.status=='pending':
         with self._using() as lane:
-            if job.ready==HANDED: lane.handed.append(job.id)
-            self._serve(lane).kick(lane)
+            if w := self._serve(lane) if self.worker else lane.server:
+                if job.ready==HANDED: lane.handed.append(job.id)
+                w.kick(lane)
     return job
 
 @patch
@@ -790,7 +810,7 @@ def cancel(self:BackgroundTaskManager,
     reason:str='Cancelled', # For its `error_log`
 )->bool: # True if it is cancelled; False if it runs and was asked to end
     "Cancel a job. Raises `JobNotFound`, `ValueError` if it is over, `StoreError`"
-    gone,running = self._cancel_jobs([job_id] if _is_text(job_id) else [], str(reason))
+    gone,running = self._cancel_jobs([job_id] if _is_text(job_id) else [], reason)
     if not (gone or running): raise ValueError(f'job {job_id} is {self.get_job(job_id).status}; only what waits or runs can be cancelled')
     return bool(gone)
 
@@ -799,7 +819,7 @@ def _cancel_jobs(self:BackgroundTaskManager, ids, reason):
     "Cancel those that wait or run, in one commit: (ids that are cancelled, ids that were asked to end)"
     with self._using() as lane:
         with lane.store.writing(self.busy_s) as c:
-            gone,running = _cancel(c, ids, lane.now(), reason)
+            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000))
             if gone: lane.store.over(gone, lane.now())
         if listening(): self._told(lane, gone, running)
         for i in gone:
@@ -1026,8 +1046,11 @@ async def _entered(inner, app):
 @contextmanager
 def _on_signals(f):
     "Have `f(sig, frame, former)` called on SIGTERM and Ctrl-C, where this thread may say so"
-    old = {}
-    def handler(sig, frame): f(sig, frame, old[sig])
+    old,me = {},os.getpid()
+    def handler(sig, frame):
+        if os.getpid()==me: f(sig, frame, old[sig])
+        elif callable(old[sig]): old[sig](sig, frame)       # a child that a task has forked
+        else: signal.signal(sig, old[sig] or signal.SIG_DFL); os.kill(os.getpid(), sig)
     if threading.current_thread() is threading.main_thread():
         for s in (signal.SIGTERM, signal.SIGINT): old[s] = signal.signal(s, handler)
     try: yield
@@ -1060,10 +1083,11 @@ def run(self:BackgroundTaskManager,
 ):
     "Run this database's jobs until told to stop, then drain. `worker=False` and `FH_SAAS_WORKER` do not keep it from that"
     stop = stop or threading.Event()
-    w = _w.worker(threads or self.threads, async_jobs or self.async_jobs, self.drain_s)
-    self._lane.writes_only = False
-    w.serve(self._lane)
-    with _on_signals(lambda *_: stop.set()): stop.wait()
+    with _on_signals(lambda *_: stop.set()):
+        w = _w.worker(threads or self.threads, async_jobs or self.async_jobs, self.drain_s)
+        self._lane.writes_only = False
+        w.serve(self._lane)
+        stop.wait()
     w.stop(self.drain_s)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #ab81de3b

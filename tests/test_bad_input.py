@@ -141,6 +141,14 @@ def test_options_of_the_manager(t, kw):
     "An option that makes no sense is refused where it is given, not found out later"
     with pytest.raises((TypeError, ValueError), match=list(kw)[0]): t.mgr(**kw)
 
+def test_one_clock_for_a_file(t):
+    "A second manager of an open file goes by its clock; another clock is refused, not ignored"
+    m = t.look(clock=(noon := lambda: 1_800_000_000.))
+    look = t.look()
+    assert (look.clock, t.look(clock=noon).clock)==(noon, noon) and look.get_job(look.submit('a', add, a=1)[0]).created_at.startswith('2027-01-15T08:00:00')
+    with pytest.raises(ValueError, match='clock'): BackgroundTaskManager(m.db, clock=lambda: 0.)
+
+
 # --- reading
 
 @pytest.mark.parametrize('id', ['', 'nope', None, 3, b'x', "' or 1=1 --", '\ud800', 'x'*10**6])

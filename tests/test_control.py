@@ -4,6 +4,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest, work
 from fh_saas import worker as _w
+from fh_saas.executor import INTERRUPTED, call
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.retry import Discard, RetryIn, RetryPolicy, Snooze
 from fh_saas.utils_bgtsk import JobNotFound
@@ -86,7 +87,8 @@ BAD = [(dict(delay=-1), ValueError), (dict(delay='5'), TypeError), (dict(delay=f
        (dict(priority=-1), ValueError), (dict(priority=1.5), TypeError), (dict(queue=''), ValueError), (dict(queue=5), TypeError), (dict(unique=['a']), TypeError), (dict(unique={}), TypeError),
        (dict(unique='a', unique_for=-5), ValueError), (dict(timeout=0), ValueError), (dict(timeout='1'), TypeError), (dict(backoff=-1), ValueError), (dict(backoff=lambda n: n), TypeError),
        (dict(tags='a'), TypeError), (dict(tags=[1]), TypeError), (dict(after=[1]), TypeError), (dict(after='nope'), ValueError), (dict(priorty=1), TypeError), (dict(limit=1), TypeError),
-       (dict(max_retries=0), ValueError), (dict(limit_key=1.5), TypeError)]
+       (dict(max_retries=0), ValueError), (dict(limit_key=1.5), TypeError),
+       (dict(limit_key='a'), ValueError)]
 @pytest.mark.parametrize('opts,exc', BAD, ids=lambda o: str(o)[:40])
 def test_bad_options(m, opts, exc):
     "The option is named, and nothing is stored"
@@ -289,6 +291,38 @@ def test_rate_across_managers(t, clock):
     assert a.run_due()==0
     clock.tick(60); assert a._lane.limits.reconsider()==2 and a.run_due()==2
 
+def rated(m, n, period=60): m.task(note, name='rated', rate=(n, period)); return m.submit_many('a', note, [dict(x=i) for i in range(5)])
+
+def test_rate_counts_what_begins(m):
+    "A claim that goes back without having begun has started nothing; one that began has, even if it was interrupted"
+    rated(m, 2)
+    lane = m._lane
+    a,b = lane.turn(2)
+    assert lane.turn(2)==[]
+    lane.back.append(a.claim); lane.turn(0)
+    c, = lane.turn(2)
+    lane.start(c); lane.end(c, INTERRUPTED, 0.); lane.turn(0)
+    assert lane.turn(2)==[]
+    assert m.cancel(b.claim.id) is False
+    lane.back.append(b.claim)
+    assert len(lane.turn(2))==1 and m.get_job(b.claim.id).status=='cancelled', 'its place is free at once'
+
+def test_rate_after_a_crash(t):
+    "Killed with one job begun and one claimed: one start counts"
+    code = "m = mgr(worker=False); m.task(quick, name='rated', rate=(2, 3600)); a,b = m._lane.turn(2); m._lane.start(a); out('up'); time.sleep(60)"
+    m = t.look()
+    m.task(work.quick, name='rated', rate=(2, 3600))
+    m.submit_many('a', work.quick, [dict(folder=str(t.dir), name=i) for i in range(5)])
+    with process(t, code) as p: said(p, 'up'); end(p)
+    assert m.run_due()==1
+
+def test_rate_counts_a_job_run_by_hand(m, clock):
+    m.task(note, name='rated', rate=(1, 60))
+    _,bg = m.submit('a', note, x='hand'); m.submit('a', note, x='due')
+    bg.func(*bg.args, **bg.kwargs)
+    assert m.run_due()==0 and ran==['hand']
+    clock.tick(60); assert m.run_due()==1
+
 # --- queues and pauses
 
 def test_pause_and_resume_a_type(m):
@@ -392,6 +426,37 @@ def test_cancelled_while_its_process_dies(t):
     with process(t, "m = mgr(tasks=[gated]); out('up'); m.run()"): done(m, id, status='cancelled')
     assert len(t.log('start'))==1
 
+def test_reason_of_a_cancelled_job_that_ran(t):
+    "Whoever asked a running job to end has said why, and the job keeps it"
+    m = t.mgr()
+    id, = m.submit_many('a', awaits, [{}])
+    begun.wait(20)
+    run_py(t, "assert mgr(worker=False).cancel(sys.argv[3], 'the user \\ud800 left') is False", id)
+    j = done(m, id, status='cancelled', s=5)
+    assert j.error_log.startswith('Asked to end: the user \\ud800 left\nCancelled while it ran\n') and 'CancelledError' in j.error_log
+    assert m.explain(id)==f'it is over: cancelled at {j.completed_at}, the user \\ud800 left'
+
+def test_reason_stays_whatever_becomes_of_the_job(m, clock):
+    lane = m._lane
+    ids = [m.submit('a', f, **kw)[0] for f,kw in ((boom, {}), (snooze, dict(s=5)), (note, dict(x=1)), (note, dict(x=2)), (note, dict(x=3)))]
+    got = lane.turn(9)
+    for i in ids: m.cancel(i, f'why {i}'); m.cancel(i, 'once more')
+    for a in got[:3]: a.stop = None; lane.start(a); lane.end(a, call(a.task, a.claim, a), 0.)     # they end before they hear of it
+    lane.back.append(got[3].claim)
+    lane.turn(0)
+    with lane.store.writing(): lane.store.rescue(lane.owner, None, {(ids[4].encode()[:40], 1)}, lane.now(), 'Crashed')
+    js = [m.get_job(i) for i in ids]
+    assert [o.status for o in js]==['cancelled', 'cancelled', 'completed', 'cancelled', 'cancelled']
+    assert [o.error_log.splitlines()[0] for o in js]==[f'Asked to end: why {i}' for i in ids]
+    assert 'boom' in js[0].error_log and js[1].error_log.count('\n')==0 and js[4].error_log.endswith('Crashed')
+
+def test_reason_follows_the_error_of_an_earlier_attempt(m, clock):
+    id,_ = m.submit('a', boom)
+    m.run_due(); clock.tick(2)
+    a, = m._lane.turn(1)
+    m.cancel(id, 'enough'); m._lane.back.append(a.claim); m._lane.turn(0)
+    assert m.get_job(id).error_log.splitlines()[-2:]==['OSError: boom None', 'Asked to end: enough']
+
 def test_cancel_frees_children(m):
     a,_ = m.options(delay=60).submit('a', note)
     b,_ = m.options(after=a).submit('a', note)
@@ -416,6 +481,33 @@ def test_timeout_async_and_retry(t):
     id, = m.options(timeout=.05, max_retries=2, backoff=.01).submit_many('a', awaits, [{}])
     j = done(m, id, status='failed')
     assert j.retry_count==2 and ran==['cancelled']*2 and [o['outcome'] for o in json.loads(j.attempts)]==['timeout']*2
+
+def by_hand(bg): bg.func(*bg.args, **bg.kwargs)
+@pytest.mark.parametrize('how', ['func', 'run_due'])
+def test_timeout_by_hand(m, how):
+    "As in a worker: the attempt has failed at its time, whatever the task does afterwards"
+    id,bg = m.options(timeout=.05, max_retries=1).submit('a', waits, x=1)
+    th = threading.Thread(target=by_hand, args=(bg,)) if how=='func' else threading.Thread(target=m.run_due)
+    th.start()
+    j = done(m, id, status='failed')
+    assert th.is_alive() and j.error_log=='Timed out after 0.05 s' and json.loads(j.attempts)[0]['outcome']=='timeout'
+    gate.set(); th.join(20)
+    assert (m.get_job(id).status, m.get_job(id).result)==('failed', None) and not m._lane.byhand
+
+def test_timeout_by_hand_is_retried(m, clock):
+    "Its next attempt does not wait for the thread that is stuck in the one before"
+    id,bg = m.options(timeout=.05, max_retries=2).submit('a', waits, x=1)
+    th = threading.Thread(target=by_hand, args=(bg,)); th.start()
+    until(lambda: m.get_job(id).retry_count==1)
+    assert m.get_job(id).status=='pending' and ran==[1]
+    gate.set(); th.join(20)
+    clock.tick(2); m.run_due()
+    assert (m.get_job(id).status, m.get_job(id).retry_count, ran)==('completed', 1, [1, 1])
+
+def test_timeout_by_hand_async(m):
+    id,bg = m.options(timeout=.05, max_retries=1).submit('a', awaits)
+    by_hand(bg)
+    assert m.get_job(id).status=='failed' and ran==['cancelled']
 
 def test_deadlines_of_what_has_ended_are_forgotten(t):
     "An hour's timeout does not keep an hour's jobs in memory"
@@ -484,6 +576,25 @@ def test_explain(t, m, clock):
     assert m.explain(p).startswith("job type 'p' is paused since")
     m.cancel(p); assert m.explain(p)==f'it is over: cancelled at {to_iso(clock.t)}, Cancelled'
     with pytest.raises(JobNotFound): m.explain('nope')
+
+def test_explain_a_snooze(m, clock):
+    "A job that put itself off is not backing off, whatever went wrong before"
+    def moody():
+        ran.append(1)
+        if len(ran)==2: raise OSError('boom')
+        raise Snooze(100)
+    m.task(moody, name='moody')
+    id,_ = m.submit('a', moody)
+    m.run_due(); assert m.explain(id)==f'it has put itself off until {to_iso(clock.t+100)}'
+    clock.tick(100); m.run_due(); assert m.explain(id)==f'it is backing off until {to_iso(clock.t+2)}, after attempt 1 of 3 failed: OSError: boom'
+    clock.tick(2); m.run_due(); assert m.explain(id)==f'it has put itself off until {to_iso(clock.t+100)}, after attempt 1 of 3 had failed: OSError: boom'
+
+@pytest.mark.parametrize('key,shown', [(7, '7'), ('acme', "'acme'"), (('acme', 7), "('acme', 7)"), ('x'*300, "a long text or tuple")], ids=str)
+def test_explain_shows_keys_as_they_were_given(m, key, shown):
+    m.task(note, name='few', limit=1, rate=(1, 60))
+    a,b = [m.options(limit_key=key).submit('a', note)[0] for _ in 'ab']
+    m._lane.turn(2)
+    assert m.explain(b)==f'limit 1 of 1 under the key {shown} is used by {a}'
 
 def test_explain_where_a_worker_runs(t):
     m = t.mgr(threads=2)

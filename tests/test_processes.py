@@ -96,6 +96,20 @@ def test_work_flows_to_the_idle_process(t):
         assert float([o for o in t.log('ran') if o[2]=='x'][0][0])-began<.3
         assert end(p, signal.SIGTERM)==0
 
+@pytest.mark.parametrize('what', ["mgr(tasks=[quick], worker=False)", "Tenants(folder+'/ts', tasks=[quick], worker=False)"])
+def test_told_to_end_while_it_starts(t, what):
+    "P1: a process that runs jobs and is told to end when `run` has just begun ends as it does later: drained, with 0"
+    run_py(t, f'''
+from fh_saas.tenants import Tenants
+from fh_saas.worker import Worker
+m = {what}
+def start(self, former=Worker.start):
+    os.kill(os.getpid(), signal.SIGTERM)
+    former(self)
+Worker.start = start
+m.run()
+out('ended')''')
+
 # --- forks
 
 FORK = '''
@@ -191,6 +205,27 @@ time.sleep(30)'''
                 t.go()
                 assert done(t.look(), t.look().list_jobs('g')[0].id).retry_count==1
         finally: t.go('over')
+
+def test_children_of_tasks_end_in_a_process_that_runs_jobs(t):
+    "A child that a task has forked dies of SIGTERM, although its parent only begins to drain: a `multiprocessing.Pool` ends its children so"
+    run_py(t, '''
+import multiprocessing as mp
+def sq(x): return x*x
+def forks():
+    with mp.get_context('fork').Pool(2) as p: got = p.map(sq, [2,3])
+    if (pid := os.fork())==0: time.sleep(20); os._exit(0)
+    os.kill(pid, signal.SIGTERM)
+    return got,os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+m = mgr(tasks=[forks], worker=False)
+id,_ = m.submit('f', forks)
+stop = threading.Event()
+def end():
+    until = time.monotonic()+20
+    while m.get_job(id).status!='completed' and time.monotonic()<until: time.sleep(.01)
+    stop.set()
+threading.Thread(target=end).start()
+m.run(stop=stop)
+assert m.get_job(id).result=='[[4,9],-15]', m.get_job(id)''')
 
 def test_child_of_a_task(t):
     "A task may fork or start processes of its own"

@@ -28,6 +28,13 @@ def test_wait_ends_the_grace(t):
     assert m.wait(j.id, 0).result=='2', 'one that is over needs no time'
     assert nobody_waits(m)
 
+def test_wait_of_another_manager_ends_the_grace(t):
+    "One that runs nothing itself, in a process that runs a worker for the file"
+    m,look = t.mgr(handoff=3600),t.look()
+    assert look.wait(m.submit('a', add, a=1)[0], 30).result=='2'
+    async def f(): return await look.await_job(m.submit('a', add, a=2)[0], 30)
+    assert asyncio.run(f()).result=='3'
+
 def test_failed_and_cancelled_are_ends(t):
     m = t.mgr()
     j = m.wait(m.submit('a', no, max_retries=1)[0], 30)

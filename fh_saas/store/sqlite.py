@@ -174,7 +174,8 @@ def renew(self:SqliteStore,
 _HELD = "where rowid=? and id=? and status='running' and fence=?"
 _KEEP = """unique_key=case when unique_key<'r' and exists (select 1 from tenant_jobs o indexed by tj_unique
     where o.unique_key=tenant_jobs.unique_key and o.status='pending') then null else unique_key end"""
-_ACK = f'''update tenant_jobs set status=iif(?1='pending' and cancel_at is not null,'cancelled',?1), result=?2, error_log=coalesce(?3,error_log), retry_count=?4,
+_ACK = f'''update tenant_jobs set status=iif(?1='pending' and cancel_at is not null,'cancelled',?1), result=?2, retry_count=?4,
+    error_log=iif(cancel_at is null or error_log is null or ?3 is null,coalesce(?3,error_log),rtrim(error_log,char(10))||char(10)||?3),
     run_at=iif(cancel_at is null,?5,null), ready=iif(cancel_at is null,?6,null), started_at=coalesce(?7,started_at),
     completed_at=iif(?6 is null or cancel_at is not null,?8,null), owner=null, {_KEEP},
     attempts=case when ?9 is null then attempts else json_insert(coalesce(attempts,'[]'),'$[#]',json(?9)) end

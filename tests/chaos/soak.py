@@ -24,7 +24,7 @@ def fork(f, *args):
     except BaseException: traceback.print_exc(); sys.stderr.flush(); os._exit(1)
     os._exit(0)
 
-def work(folder): mgr(folder, threads=4).run()
+def work(folder): mgr(folder, worker=False, threads=4).run()     # so that a worker that is seen to run is in `run`
 
 def submit(folder, seed, until):
     "Submits as long as there is not too much to do; each id is in a file on the disk as soon as `submit` has returned"
@@ -90,17 +90,20 @@ def _storm(folder, seconds, workers, r):
     return kills
 
 def _calm(folder, workers, s=90.):
-    "Let all that is left be done, and end the workers as a deploy does"
+    "Let all that is left be done, and end the workers, once they run, as a deploy does"
     ws = [fork(work, folder) for _ in range(workers)]
-    done = fork(_until_done, folder, s)
+    done = fork(_until_done, folder, workers, s)
     rc = os.waitstatus_to_exitcode(os.waitpid(done, 0)[1])
     for o in ws: os.kill(o, signal.SIGTERM)
-    for o in ws: assert os.waitstatus_to_exitcode(os.waitpid(o, 0)[1])==0, 'a worker did not end well'
+    ends = [os.waitstatus_to_exitcode(os.waitpid(o, 0)[1]) for o in ws]
+    assert rc==0, f'{s:g} s were not enough, see above; the files are in {folder}'
+    assert ends==[0]*workers, f'the workers ended with {ends}; the files are in {folder}'
 
-def _until_done(folder, s):
+def _until_done(folder, workers, s):
     m,end = mgr(folder, worker=False),time.time()+s
-    while m._lane.store.running_now() or m._lane.store.select(None, 'pending', 1):
-        if time.time()>end: break
+    left = lambda: (workers-len(m._lane.here.workers()), m._lane.store.running_now(), len(m._lane.store.select(None, 'pending', 10**4)))
+    while any(o := left()):
+        if time.time()>end: print(f'soak: {o[0]} workers are not up, {o[1]} jobs run, {o[2]} wait', file=sys.stderr); os._exit(1)
         time.sleep(.1)
 
 def percentiles(xs): xs = sorted(xs); return 'none' if not xs else '  '.join(f'p{p} {xs[min(len(xs)-1, int(len(xs)*p/100))]*1000:.0f}' for p in (50, 90, 99, 100))+f' ms of {len(xs)}'
