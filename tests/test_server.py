@@ -75,6 +75,7 @@ def laps(s, url, going):
         t = time.perf_counter(); s.get(url).raise_for_status(); out.append(time.perf_counter()-t)
     return out
 
+@pytest.mark.alone
 def test_routes_are_quick_while_slow_jobs_run(tmp_path):
     "P7: 100 slow sync jobs, all awaited by their responses, hold up neither async nor sync routes"
     t = Tenant(tmp_path)

@@ -187,6 +187,7 @@ def test_freeze_stops_another_process(h, task, kw):
     names = [o for o in h.names(began)]
     assert len(names)==len(set(names))
 
+@pytest.mark.alone
 def test_submit_to_a_frozen_tenant(h):
     "A frozen tenant's submit is accepted and kept, and its BackgroundTask returns at once"
     a,_ = h.many(2).values()
