@@ -26,7 +26,12 @@ def soak(s, a):
     from . import soak
     print('    '+soak.run(max(5., s-30), seed=a.seed).replace('\n', '\n    '))
 
-PARTS = dict(state=state, points=points, soak=soak)
+def times(s, a):
+    "Clocks that are stepped, processes that stand still"
+    from . import times
+    for k,v in times.run(s, a.seed).items(): print(f'    {k:40} {v:>9,}')
+
+PARTS = dict(state=state, points=points, soak=soak, times=times)
 
 p = argparse.ArgumentParser(prog='python -m tests.chaos')
 p.add_argument('--minutes', type=float, default=30, help='for all parts together')

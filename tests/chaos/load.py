@@ -1,6 +1,6 @@
 "The tasks of the soak: each says in the ledger what it does, durably, before it does more"
 import asyncio, os, time
-from fh_saas.context import JobContext, current_job
+from fh_saas.context import JobContext, LostClaim, current_job
 
 FOLDER = os.environ.get('CHAOS_FOLDER')
 
@@ -54,3 +54,56 @@ def fails(n):
     say('start', job.id)
     if job.attempt==1: raise ValueError('the first time')
     say('end', job.id)
+
+# --- for times.py: each attempt waits for a gate of its own
+
+def offset(folder):
+    "A clock that all processes of a folder share, as far off as `put` says"
+    import mmap, struct
+    f = open(f'{folder}/offset', 'a+b')
+    if not f.tell(): f.write(bytes(8)); f.flush()
+    m = mmap.mmap(f.fileno(), 8)
+    def clock(): return time.time()+struct.unpack('d', m[:8])[0]
+    clock.put = lambda s: m.__setitem__(slice(0, 8), struct.pack('d', s))
+    return clock
+
+def turn(id):
+    "Say that an attempt begins; which one of the job it is"
+    say('start', id)
+    with open(f'{os.environ["CHAOS_FOLDER"]}/ledger') as f: return sum(o.split()[2:]==['start', id] for o in f)
+
+def is_open(n): return os.path.exists(f'{os.environ["CHAOS_FOLDER"]}/go{n}')
+
+def wait(n, s=60):
+    end = time.monotonic()+s
+    while not is_open(n) and time.monotonic()<end: time.sleep(.005)
+
+def gated(): id = current_job().id; n = turn(id); wait(n); say('end', id, n); return n
+
+async def agated():
+    id = current_job().id
+    n = turn(id)
+    end = time.monotonic()+60
+    while not is_open(n) and time.monotonic()<end: await asyncio.sleep(.005)
+    say('end', id, n)
+    return n
+
+def gprocess(job:JobContext): n = turn(job.id); wait(n); say('end', job.id, n); return n
+
+def gwrites(job:JobContext):
+    n = turn(job.id); wait(n)
+    try:
+        with job.transaction() as db: db.q('insert into effects values(?) returning 1', (job.id,)); job.finish(n)
+    except LostClaim: say('refused', job.id, n); raise
+    say('end', job.id, n)
+
+def gsteps(job:JobContext):
+    n = turn(job.id); wait(n)
+    try: job.step('s', lambda: n)
+    except LostClaim: say('refused', job.id, n); raise
+    say('end', job.id, n)
+    return n
+
+def slotted(slot): pass
+
+def named(): return dict(gated=gated, agated=agated, gwrites=gwrites, gsteps=gsteps, quick=quick, slow=slow, slotted=slotted)

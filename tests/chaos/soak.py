@@ -76,13 +76,16 @@ def run(seconds=30., workers=3, seed=None, disk=None):
         if (folder/'report').exists(): shutil.rmtree(folder, ignore_errors=True)
 
 def _storm(folder, seconds, workers, r):
-    "Kill every 50 to 500 ms; the kills as (time, pid)"
+    "Kill every 50 to 500 ms, and have one in six stand still for as long instead; the kills as (time, pid)"
     end,kills = time.time()+seconds,[]
     ws,sub,eye = [fork(work, folder) for _ in range(workers)],fork(submit, folder, r.random(), end),fork(watch, folder)
     while time.time()<end:
         time.sleep(r.uniform(.05, .5))
         i = r.randrange(workers+1) if r.random()<.5 else r.randrange(workers)
         pid = ws[i] if i<workers else sub
+        if r.random()<1/6:
+            os.kill(pid, signal.SIGSTOP); time.sleep(r.uniform(.05, .5)); os.kill(pid, signal.SIGCONT)
+            continue
         os.kill(pid, signal.SIGKILL); kills.append((time.time(), pid)); os.waitpid(pid, 0)
         if i<workers: ws[i] = fork(work, folder)
         else: sub = fork(submit, folder, r.random(), end)
