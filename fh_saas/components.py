@@ -8,7 +8,7 @@ __all__ = ['PREFIX', 'WORDS', 'FIRST_S', 'MOST_S', 'span', 'facts', 'every', 'Jo
 
 # %% ../nbs/29_components.ipynb #8fb5e279
 import inspect, msgspec, time
-from fasthtml.common import Button, Div, Form, Link, Meta, P, Progress, Script, Section, Span, Table, Tbody, Td, Th, Thead, Time, Tr, to_xml
+from fasthtml.common import Button, Div, Form, Link, P, Progress, Script, Section, Span, Table, Tbody, Td, Th, Thead, Time, Tr, to_xml
 from .ids import from_iso
 from .job_streams import JobStream
 from .store.base import FINAL, STATUSES, StoreError
@@ -70,7 +70,7 @@ def every(
 )->float: # Seconds until it should be asked for again
     "How long nothing is likely to change"
     s = now-max([from_iso(o) for o in (job.created_at, job.started_at, _said(job).get('at')) if o], default=now)
-    if job.status=='pending' and job.run_at: s = max(s, 4*(from_iso(job.run_at)-now))      # a retry that is still to come
+    if job.status=='pending' and job.run_at and job.ready!=-1: s = max(s, 4*(from_iso(job.run_at)-now))      # a retry that is still to come; a grace for its request is none
     return round(min(MOST_S, max(FIRST_S, s/6)), 1)
 
 # %% ../nbs/29_components.ipynb #0527c001
@@ -187,17 +187,14 @@ def JobButton(
 # %% ../nbs/29_components.ipynb #96053024
 def jobs_head(
     prefix:str=PREFIX, # Where `jobs_routes` puts its routes
-    htmx:bool=True, # Whether to bring HTMX as well; False where the app has it
 )->tuple: # FTs for `hdrs=`
     "What the page's head needs"
-    a,conf = f'{prefix}/assets','{"includeIndicatorStyles":false,"allowEval":false}'
-    own = (Meta(name='htmx-config', content=conf), Script(src=f'{a}/htmx.js', defer=True)) if htmx else ()
-    return (*own, Script(src=f'{a}/htmx-sse.js', defer=True), Script(src=f'{a}/jobs.js', defer=True), Link(rel='stylesheet', href=f'{a}/jobs.css'))
+    return Script(src=f'{prefix}/assets/jobs.js', type='module'),Link(rel='stylesheet', href=f'{prefix}/assets/jobs.css')
 
 _here = Path(__file__).parent if '__file__' in globals() else Path('../fh_saas').resolve()
 
 class _Assets(StaticFiles):
-    def lookup_path(self, path): return super().lookup_path(path) if path in ('htmx.js', 'htmx-sse.js', 'jobs.js', 'jobs.css') else ('', None)
+    def lookup_path(self, path): return super().lookup_path(path) if path in ('jobs.js', 'jobs.css') else ('', None)
 
 # %% ../nbs/29_components.ipynb #6e4f4b1e
 _NO = PlainTextResponse('Not found', 404, {'cache-control':'no-store'})

@@ -12,19 +12,21 @@ import apsw
 from datetime import date
 from fastcore.basics import patch
 from fasthtml.common import (H1, H2, H3, A, Body, Button, Details, Div, FastHTML, FtResponse, Footer, Form, Head, Header, Html, Input,
-    Label, Li, Link, Main, Meta, Nav, NotStr, Ol, P, Pre, Progress, Script, Section, Small, Span, Strong, Summary, Table, Tbody, Td, Th, Thead,
+    Label, Li, Link, Main, Meta, Nav, NotStr, Ol, P, Pre, Script, Section, Small, Span, Strong, Summary, Table, Tbody, Td, Th, Thead,
     Time, Title, Tr, Ul, to_xml)
 from fastlite import database
+from .components import JobButton, JobProgress, jobs_head, jobs_routes
+from .dashboard import dashboard
 from .ids import from_iso
 from .store.base import StoreError
-from .utils_bgtsk import BackgroundTaskManager
+from .utils_bgtsk import BackgroundTaskManager, current_job
 from pathlib import Path
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, RedirectResponse
+from starlette.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
@@ -157,14 +159,17 @@ def import_rows(self:Tenant,
     import_id:str, # The upload
 )->dict: # How many rows were taken, and how many were malformed
     "Import what is left of an upload"
-    while self._step(import_id): time.sleep(self.pause_s)
+    job,done,total = current_job(),0,1
+    while done<total:
+        done,total = self._step(import_id)
+        job.progress(done, total, f'{done:,} of {total:,} rows')
+        if done<total: time.sleep(self.pause_s)
     n, = self.rows('select count(*) as n from bad_rows where import_id=?', import_id)
-    total, = self.rows('select total from imports where id=?', import_id)
-    return dict(imported=total['total']-n['n'], malformed=n['n'])
+    return dict(imported=total-n['n'], malformed=n['n'])
 
 @patch
 def _step(self:Tenant, import_id):
-    "Import some rows in one commit; False once all are in"
+    "Import some rows in one commit; how many are in, of how many"
     with self.manager.transaction() as db:
         imp, = db.q('select * from imports where id=?', [import_id])
         take = db.q('select line,text from waiting where import_id=? order by line limit ?', [import_id, math.ceil(imp['total']/STEPS)])
@@ -176,7 +181,7 @@ def _step(self:Tenant, import_id):
         db.conn.executemany('insert into bad_rows values (?,?,?)', bad)
         db.conn.executemany('delete from waiting where import_id=? and line=?', [(import_id, o['line']) for o in take])
         db.conn.execute('update imports set done=done+? where id=?', [len(take), import_id])
-        return imp['done']+len(take)<imp['total']
+        return imp['done']+len(take),imp['total']
 
 # %% ../nbs/31_demo.ipynb #6cdb5956
 def _time(s): return Time(s[11:19], datetime=s) if s else '–'
@@ -203,48 +208,57 @@ def _job_row(o, now):
     return Tr(*[Td(v, data_label=k) for k,v in cells.items()], id=f'j-{o.id}')
 
 # %% ../nbs/31_demo.ipynb #4d634ab8
-def _import_card(t, imp, status):
-    "A row of `imports` with its progress and its malformed rows"
-    i,pct = imp['id'],100*imp['done']//imp['total']
+def _left_out(t, imp):
+    "What was malformed in an import"
+    i = imp['id']
     n = t.rows('select count(*) as n from bad_rows where import_id=?', i)[0]['n']
     bad = t.rows('select line,reason from bad_rows where import_id=? order by line limit 100', i)
-    return Section(H3(imp['name'], id=f'i-{i}'),
-        Progress(value=imp['done'], max=imp['total'], role='progressbar', aria_valuenow=pct, aria_valuemin=0, aria_valuemax=100,
-                 aria_valuetext=f'{pct} %', aria_labelledby=f'i-{i}'),
-        P(Strong(f'{pct} %'), f' · {imp["done"]:,} of {imp["total"]:,} rows · ', Span(status, cls=f'badge {status}'), cls='facts'),
-        Details(Summary(f'{n:,} malformed row{"s"*(n!=1)} left out', id=f'sb-{i}'),
-            Ul(*[Li(Strong(f'line {o["line"]}'), f': {o["reason"]}') for o in bad],
-               Li(f'… and {n-len(bad):,} more') if n>len(bad) else ''), id=f'b-{i}') if n else '', cls='card')
+    return Details(Summary(f'{imp["name"]}: {imp["done"]:,} of {imp["total"]:,} rows, {n:,} malformed row{"s"*(n!=1)} left out', id=f'sb-{i}'),
+        Ul(*[Li(Strong(f'line {o["line"]}'), f': {o["reason"]}') for o in bad], Li(f'… and {n-len(bad):,} more') if n>len(bad) else ''), id=f'b-{i}') if n else ''
 
 # %% ../nbs/31_demo.ipynb #fa410431
 def _live(t):
-    "Imports, jobs and the newest customers of a tenant"
+    "Jobs, malformed rows and the newest customers of a tenant"
     jobs = t.manager.list_jobs(limit=15)
     busy = sum(o.status in ('pending','running') for o in jobs)
-    imps = t.rows('select * from imports order by rowid desc limit 3')
+    bad = [o for imp in t.rows('select * from imports order by rowid desc limit 3') if (o := _left_out(t, imp))]
     n = t.rows('select count(*) as n from customers')[0]['n']
     news = t.rows('select name,email,city,plan from customers order by rowid desc limit 5')
     def table(heads, rows): return Table(Thead(Tr(*[Th(o, scope='col') for o in heads])), Tbody(*rows))
-    return Div(*[_import_card(t, o, t.manager.get_job(o['job_id']).status) for o in imps],
+    return Div(Section(H2('Left out'), *bad, cls='card') if bad else '',
         Section(H2('Jobs', Small(' newest first, times in UTC')), table('Job Status Attempts Submitted Started Ended Outcome'.split(),
             [_job_row(o, time.time()) for o in jobs]) if jobs else P('None yet.'), cls='card jobs'),
         Section(H2('Customers', Small(f' {n:,} in this tenant’s database')), table(['Name','Email','City','Plan'],
             [Tr(*[Td(v, data_label=k.capitalize()) for k,v in o.items()]) for o in news]) if news else P('None yet.'), cls='card'),
-        id='live', data_src=f'/t/{t.name}', data_next=300 if busy else 3000,
+        id='live', data_src=f'/t/{t.name}', data_next=300 if busy else 1000,
         data_say=f'{busy} of the jobs below are not over' if busy else 'No job is waiting or running')
 
 # %% ../nbs/31_demo.ipynb #165045d5
+def _prefix(t): return f'/t/{t.name}/jobs'
+
+def _bar(t, job_id, label):
+    "A job as a bar"
+    return Section(JobProgress(job_id, label=label, job=t.manager.get_job(job_id), prefix=_prefix(t)), cls='card')
+
+def _button(t, path, text, *fields):
+    "A button that is joined by a bar"
+    return JobButton(text, *fields, submit=f'/t/{t.name}/{path}', cls='quiet' if path!='import' else '')
+
+def _buttons(t):
+    "By the path each is sent to"
+    file = Label('A CSV file with the columns ', ', '.join(COLUMNS), fr='file'),Input(type='file', name='file', id='file', accept='.csv,text/csv', required=True)
+    return {'import':_button(t, 'import', 'Upload and import', *file), 'sample':_button(t, 'sample', 'Import the sample'), 'call':_button(t, 'call', 'Call a partner that fails twice')}
+
+# %% ../nbs/31_demo.ipynb #e0a42bc7
 def _page(t, error=None):
     "The page of a tenant, with what was wrong with the request"
     body = _live(t)
-    fresh = () if error or body.data_next==3000 else (NotStr('<noscript><meta http-equiv="refresh" content="1"></noscript>'),)
-    def send(path, *cts, **kw): return Form(*cts, method='post', action=f'/t/{t.name}/{path}', **kw)
-    forms = Section(H2('Import customers'), P(error, role='alert', cls='alert') if error else '',
-        send('import', Label('A CSV file with the columns ', ', '.join(COLUMNS), fr='file'),
-             Input(type='file', name='file', id='file', accept='.csv,text/csv', required=True), Button('Upload and import')),
-        Div(send('sample', Button('Import the sample', cls='quiet')), send('call', Button('Call a partner that fails twice', cls='quiet')),
-            A('Download the sample', href='/customers.csv', download=True), cls='row'), cls='card')
-    return *fresh,*_frame(t.name, H1(t.name.capitalize()), forms, body, P(role='status', id='say', cls='say'),
+    fresh = () if error or body.data_next==1000 else (NotStr('<noscript><meta http-equiv="refresh" content="1"></noscript>'),)
+    b = _buttons(t)
+    bars = [_bar(t, o['job_id'], o['name']) for o in t.rows('select job_id,name from imports order by rowid desc limit 3')]
+    forms = Section(H2('Import customers'), P(error, role='alert', cls='alert') if error else '', b['import'], Div(b['sample'], b['call'],
+            A('Download the sample', href='/customers.csv', download=True), A('Dashboard', href=f'/t/{t.name}/dashboard/'), cls='row'), cls='card')
+    return *fresh,*_frame(t.name, H1(t.name.capitalize()), forms, *bars, body, P(role='status', id='say', cls='say'),
                           Script(src='/assets/demo.js', type='module'))
 
 def _frame(name, *cts):
@@ -275,7 +289,7 @@ class _Guard:
 # %% ../nbs/31_demo.ipynb #9e1f06e1
 _head = (Meta(charset='utf-8'), Meta(name='viewport', content='width=device-width, initial-scale=1'),
     Meta(name='color-scheme', content='light dark'), Meta(http_equiv='Content-Security-Policy', content="default-src 'self'"),
-    Link(rel='icon', href='/assets/demo.svg'), Link(rel='stylesheet', href='/assets/demo.css'))
+    Link(rel='icon', href='/assets/demo.svg'), Link(rel='stylesheet', href='/assets/demo.css'), *jobs_head(f'/t/{TENANTS[0]}/jobs'))
 
 def _sorry(status, why):
     title,*body = _frame('', Section(H1(why), P(A('Back to the tenants', href='/')), cls='card'))
@@ -295,16 +309,24 @@ def make_app(
     def of(name):
         if name not in tenants: raise HTTPException(404, 'There is no such tenant.')
         return tenants[name]
-    def submit(t, f, *args):
-        try: _,bg_task = f(*args)
-        except ValueError as e: return FtResponse(_page(t, f'{args[0]} was not imported: {e}.'), status_code=422)
-        except StoreError as e: return FtResponse(_page(t, f'Nothing was stored: {e}.'), status_code=503)
-        return RedirectResponse(f'/t/{t.name}', 303, background=bg_task)
-    _routes(app, of, submit)
+    for t in tenants.values():
+        jobs_routes(app, t.manager, prefix=_prefix(t))
+        app.router.routes.insert(0, Mount(f'/t/{t.name}/dashboard', dashboard(t.manager)))
+    _routes(app, of)
     return app
 
+def _submit(req, t, label, f, *args):
+    "Submit by `f`, and answer with the page, or with a button again and the bar"
+    part = 'hx-request' in req.headers
+    def no(why, status): return PlainTextResponse(why, status) if part else FtResponse(_page(t, why), status_code=status)
+    try: job_id,bg_task = f(*args)
+    except ValueError as e: return no(f'{label} was not imported: {e}.', 422)
+    except StoreError as e: return no(f'Nothing was stored: {e}.', 503)
+    if not part: return RedirectResponse(f'/t/{t.name}', 303, background=bg_task)
+    return _buttons(t)[req.url.path.split('/')[-1]],_bar(t, job_id, label),bg_task
+
 # %% ../nbs/31_demo.ipynb #2b80e257
-def _routes(app, of, submit):
+def _routes(app, of):
     @app.get('/')
     def index():
         def card(t):
@@ -317,16 +339,16 @@ def _routes(app, of, submit):
     def tenant(name:str): return _page(of(name))
 
     @app.post('/t/{name}/import')
-    def upload(name:str, file:UploadFile=None):
+    def upload(req, name:str, file:UploadFile=None):
         t = of(name)
         if not getattr(file, 'filename', None): return FtResponse(_page(t, 'Choose a file first.'), status_code=422)
-        return submit(t, t.submit_import, file.filename, file.file.read())
+        return _submit(req, t, file.filename, t.submit_import, file.filename, file.file.read())
 
     @app.post('/t/{name}/sample')
-    def sample(name:str): return submit(of(name), of(name).submit_import, SAMPLE.name, SAMPLE.read_bytes())
+    def sample(req, name:str): return _submit(req, of(name), SAMPLE.name, of(name).submit_import, SAMPLE.name, SAMPLE.read_bytes())
 
     @app.post('/t/{name}/call')
-    def call(name:str): return submit(of(name), of(name).submit_call)
+    def call(req, name:str): return _submit(req, of(name), 'A call to the partner', of(name).submit_call)
 
     @app.get('/customers.csv')
     def download(): return FileResponse(SAMPLE, filename=SAMPLE.name)

@@ -1,5 +1,5 @@
-"The dashboard in a real browser, Debian's Chromium: live without a reload, retry by a click, no other host, nothing that axe-core finds"
-import os, re, shutil, socket, threading
+"The dashboard and the demo in a real browser, Debian's Chromium: live without a reload, retry by a click, no other host, nothing that axe-core finds"
+import os, re, shutil, signal, socket, sys, threading
 from pathlib import Path
 
 import pytest, uvicorn
@@ -12,6 +12,7 @@ if not CHROMIUM: pytest.skip('NO BROWSER TESTS: there is no Chromium here, apt-g
 
 import axe_playwright_python
 from playwright.sync_api import expect, sync_playwright
+from test_demo import SAMPLE, Server
 
 AXE = (Path(axe_playwright_python.__file__).parent/'axe.min.js').read_text()
 EVIL = '<img src=x onerror="document.title=\'hit\'">'
@@ -60,20 +61,22 @@ class Watched:
     def __enter__(self): return self
     def __exit__(self, *a): self.context.close()
 
+def is_sound(w, size, where):
+    "Nothing that axe-core finds serious, nothing wider than the screen"
+    w.page.evaluate(AXE)
+    bad = [(v['id'], v['nodes'][0]['html'][:200]) for v in w.page.evaluate('axe.run(document)')['violations'] if v['impact'] in ('serious', 'critical')]
+    assert not bad, (where, bad)
+    assert w.page.evaluate('document.documentElement.scrollWidth')<=SIZES[size]['viewport']['width'], where
+
 @pytest.mark.parametrize('size', SIZES)
 def test_pages_are_sound(site, browser, size):
     "Nothing that axe-core finds serious, nothing wider than the screen, no error, no other host, no markup from data"
     _,base,paths = site
-    shots = os.environ.get('SHOTS')
     with Watched(browser, **SIZES[size], bypass_csp=True) as w:       # axe is put in from outside; the policy itself is tested below
         for p in paths:
             w.page.goto(base+p)
-            w.page.evaluate(AXE)
-            bad = [(v['id'], v['nodes'][0]['html'][:200]) for v in w.page.evaluate('axe.run(document)')['violations'] if v['impact'] in ('serious', 'critical')]
-            assert not bad, (p, bad)
-            assert w.page.evaluate('document.documentElement.scrollWidth')<=SIZES[size]['viewport']['width'], p
+            is_sound(w, size, p)
             assert w.page.title()!='hit' and not w.page.query_selector('img')
-            if shots: w.page.screenshot(path=f'{shots}/{re.sub(r"[^a-z]+", "-", p.split("&")[0]).strip("-") or "overview"}-{size}.png')
         assert not w.errors and w.hosts=={'127.0.0.1'}
 
 def test_policy_lets_its_own_script_run(site, browser):
@@ -106,3 +109,70 @@ def test_without_script(site, browser):
         w.page.get_by_role('button', name=f'Retry {n} jobs').click()
         expect(w.page.locator('.said')).to_contain_text(f'done to {n} jobs')
     assert not ts['acme'].jobs.list_jobs(status='failed')
+
+@pytest.mark.parametrize('path', ['/', '/tenants', '/tenant?tenant=acme', '/jobs?tenant=acme', '/failures', '/schedules', '/queues?tenant=acme', '/actions'])
+def test_pages_say_the_same_without_script(site, browser, path):
+    "What is written, and what can be pressed"
+    _,base,_ = site
+    got = []
+    for js in True,False:
+        with Watched(browser, java_script_enabled=js) as w:
+            w.page.goto(base+path)
+            text = w.page.inner_text('main')
+            got.append((re.sub(r'\d[\d.,:-]*( ?(ms|s|min|h|d))?', '#', text), w.page.locator('button, a').count()))
+            assert len(text)>20
+    assert got[0]==got[1]
+
+# --- the demo
+
+def percent(page): return int(page.locator('progress').first.get_attribute('aria-valuenow') or 0)
+
+def passes(page, at):
+    "Waits until the bar is past that; the page's policy allows no function put in from outside"
+    for _ in range(600):
+        if percent(page)>at: return
+        page.wait_for_timeout(50)
+    raise AssertionError(f'it stands at {percent(page)} %')
+
+def test_an_upload_is_followed_to_its_end(tmp_path, browser):
+    "It moves, goes on after a reload and after kill -9 of the server, whose restart the open page survives, and is done; and then the dashboard is a click away"
+    s = Server(tmp_path/'data', '--pause', '.3')
+    try:
+        with Watched(browser) as w:
+            page = w.page
+            page.goto(f'{s.url}/t/acme')
+            page.set_input_files('input[type=file]', str(SAMPLE))
+            page.click('text=Upload and import')
+            passes(page, 5)
+            assert 'of 4,000 rows' in page.inner_text('.fh-job') and page.is_enabled('text=Upload and import')
+            page.reload()
+            passes(page, 15)
+            s.kill()
+            page.wait_for_selector('.fh-job-away')
+            at = percent(page)
+            s = Server(tmp_path/'data', '--pause', '0', '--port', s.url.split(':')[-1])
+            page.wait_for_selector('.fh-job-now.completed', timeout=60_000)
+            assert 5<at<100 and percent(page)==100 and page.locator('.fh-job-away').count()==0
+            page.wait_for_selector('text=3,993 in this tenant')
+            page.click('text=Dashboard')
+            page.click('nav >> text=Jobs')
+            page.wait_for_selector('td:has-text("import")')
+            assert w.hosts=={'127.0.0.1'} and not [o for o in w.errors if 'ERR_CONNECTION' not in o and 'Failed to fetch' not in o], w.errors
+    finally: s.stop(signal.SIGTERM)
+
+@pytest.mark.parametrize('size', SIZES)
+def test_the_demo_is_sound(tmp_path, browser, size):
+    s = Server(tmp_path/'data', '--pause', '0')
+    try:
+        s.web.post('/t/acme/sample')
+        with Watched(browser, **SIZES[size], bypass_csp=True) as w:
+            for p in '/','/t/acme','/t/globex':
+                w.page.goto(s.url+p)
+                if p=='/t/acme': w.page.wait_for_selector('.fh-job-now.completed')
+                is_sound(w, size, p)
+            assert not w.errors and w.hosts=={'127.0.0.1'}
+        with Watched(browser, **SIZES[size], java_script_enabled=False) as w:
+            w.page.goto(f'{s.url}/t/globex')
+            w.page.click('text=Import the sample')
+            w.page.wait_for_selector('.fh-job-now.completed', timeout=20_000)       # the page renews itself
+    finally: s.stop(signal.SIGTERM)

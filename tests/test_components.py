@@ -1,5 +1,5 @@
 "Job components: what they draw, who may see what, streams that end, and a real browser"
-import re, shutil, signal, socket, time
+import importlib.util, re, shutil, signal, socket, time
 from pathlib import Path
 
 import pytest
@@ -229,11 +229,22 @@ def page_of(browser, s, url='/'):
 
 def shown(page): return int(page.locator('progress').first.get_attribute('aria-valuenow') or 0)
 
+def htmx_files(*names):
+    "Files of HTMX in the wheel of django-htmx, whose Django is not needed for that"
+    spec = importlib.util.find_spec('django_htmx')
+    if names and not spec: pytest.skip('NO TEST WITH HTMX: pip install django-htmx')
+    return ':'.join(str(Path(spec.origin).parent/'static/django_htmx'/o) for o in names)
+
+HTMX = {'ours':(), 'HTMX':('htmx-2.min.js',), 'HTMX and its extension':('htmx-2.min.js', 'ext/hx-sse-2.min.js')}
+
+@pytest.mark.parametrize('htmx', HTMX)
 @pytest.mark.parametrize('url', ['/', '/?sse=1'])
-def test_in_a_browser(t, browser, url):
-    "The button becomes the bar, the bar moves, a reload and a restart of the server do not stop it, and it ends"
-    s = server(t)
+def test_in_a_browser(t, browser, url, htmx):
+    "The button becomes the bar, the bar moves, a reload and a restart of the server do not stop it, and it ends: with HTMX in the page and without"
+    kw = dict(FH_HTMX=htmx_files(*HTMX[htmx]))
+    s = server(t, **kw)
     page = page_of(browser, s)
+    assert page.evaluate('[!!window.htmx, !!window.htmx?.createEventSource]')==[htmx!='ours', 'ext' in htmx]
     step = t.dir/'step'
     page.click('button')
     page.wait_for_selector('progress')
@@ -246,7 +257,7 @@ def test_in_a_browser(t, browser, url):
     port = s.port
     s.kill()
     if '?' not in url: page.wait_for_selector('.fh-job-away')
-    with Server(t, args=['-m', 'uvicorn', 'shown:app', '--port', str(port), '--no-access-log']) as s:
+    with Server(t, args=['-m', 'uvicorn', 'shown:app', '--port', str(port), '--no-access-log'], **kw) as s:
         step.write_text('12')
         page.wait_for_function("document.querySelector('progress').value===60", timeout=60_000)
         step.write_text('99')
@@ -255,6 +266,24 @@ def test_in_a_browser(t, browser, url):
         assert shown(page)==100 and not page.wrong and page.hosts=={f'127.0.0.1:{port}'}, page.wrong
         s.get('/login/acme')
         page.wait_for_selector('td:has-text("import")')
+
+@pytest.mark.parametrize('htmx', ['ours', 'HTMX'])
+def test_a_foreign_job_and_a_refusal_in_a_browser(t, browser, htmx):
+    "Somebody puts another tenant's id into a page: it is no longer here, and is asked for no more. What a route refuses is said beside the button"
+    with server(t, FH_HTMX=htmx_files(*HTMX[htmx])) as s:
+        id = start(s, 'globex')
+        for url in f'/look/{id}',f'/look/{id}?sse=1','/look/nothing':
+            page = page_of(browser, s, url)
+            asked = []
+            page.on('request', lambda r: asked.append(r.url))
+            page.wait_for_selector('.fh-job-gone')
+            assert page.inner_text('.fh-job-gone')==page.inner_text('.fh-job-say')=='This job is no longer here.' and 'import' not in page.inner_text('.fh-job')
+            n = len(asked)
+            page.click('text=Too many')
+            page.wait_for_selector('.fh-job-alert:visible')
+            assert page.inner_text('.fh-job-alert')=='Two imports run already.' and page.is_enabled('text=Too many') and not page.wrong
+            assert [o for o in asked[n:] if '/_jobs/' in o]==[]
+            page.context.close()
 
 def test_axe(t, browser):
     try: from axe_playwright_python.sync_playwright import Axe
@@ -265,8 +294,10 @@ def test_axe(t, browser):
         page.wait_for_selector('progress')
         page.reload()
         page.wait_for_selector('td:has-text("import")')
-        for scheme in 'light','dark':
+        page.add_style_tag(content='@media (prefers-color-scheme: dark) { body { background: #14181c; color: #e6eaed } }')
+        for scheme,width in ('light',1280),('dark',1280),('light',390):
             page.emulate_media(color_scheme=scheme)
-            if scheme=='dark': page.add_style_tag(content='body { background: #14181c; color: #e6eaed }')
+            page.set_viewport_size(dict(width=width, height=844))
+            assert page.evaluate('document.documentElement.scrollWidth')<=width
             bad = [(o['id'], [n['html'] for n in o['nodes']]) for o in Axe().run(page).response['violations'] if o['impact'] in ('serious', 'critical')]
             assert not bad, bad

@@ -1,12 +1,12 @@
-"An app of two tenants that shows its users their jobs by the components; FH_LIFESPAN=0 leaves the manager's lifespan out"
+"An app of two tenants that shows its users their jobs by the components; FH_LIFESPAN=0 leaves the manager's lifespan out, FH_HTMX names files of HTMX to bring"
 import os, time
 from pathlib import Path
-from fasthtml.common import FastHTML, H1, Main, P, Title
+from fasthtml.common import FastHTML, H1, Main, P, Script, Title
 from fh_saas.components import JobButton, JobList, JobProgress, JobStatus, jobs_head, jobs_routes
 from fh_saas.job_streams import _boards
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import current_job
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 here = Path(os.environ['FH_DIR'])
 tenants = Tenants(here/'tenants', drain_s=.5)
@@ -24,7 +24,8 @@ def import_rows(n:int=20):
     job.progress(n, n)
 
 life = {} if os.environ.get('FH_LIFESPAN')=='0' else dict(lifespan=tenants.lifespan)
-app = FastHTML(default_hdrs=False, hdrs=jobs_head(), secret_key='x', htmlkw=dict(lang='en'), **life)
+htmx = [Path(o) for o in os.environ.get('FH_HTMX', '').split(':') if o]
+app = FastHTML(default_hdrs=False, hdrs=[*[Script(src=f'/htmx/{o.name}') for o in htmx], *jobs_head()], secret_key='x', htmlkw=dict(lang='en'), **life)
 jobs_routes(app, tenants, tenant_of=lambda req: req.session['tenant'])
 
 def mine(session): return tenants[session['tenant']].jobs
@@ -32,11 +33,17 @@ def mine(session): return tenants[session['tenant']].jobs
 @app.get('/login/{tenant}')
 def login(session, tenant:str): session['tenant'] = tenant; return 'hello'
 
+@app.get('/htmx/{name}')
+def its_file(name:str): return FileResponse(next(o for o in htmx if o.name==name))
+
 @app.get('/')
 def index(session, sse:int=0):
     ids = session.get('ids', [])
     return Title('Imports'), Main(H1('Imports'), JobButton('Import', submit='/import'), *[JobProgress(o, label='Import of rows', sse=bool(sse)) for o in ids],
         *[P('It is ', JobStatus(o)) for o in ids], JobList())
+
+@app.get('/look/{id}')
+def look(id:str, sse:int=0): return Title('One'), Main(H1('One'), JobProgress(id, sse=bool(sse)), JobButton('Too many', submit='/busy'))
 
 @app.post('/import')
 def start(session):

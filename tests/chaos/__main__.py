@@ -1,4 +1,4 @@
-"python -m tests.chaos --minutes 30 [--only state,points,soak]: the long form. Ends with 1 if anything did not hold, and says how to replay it"
+"python -m tests.chaos --minutes 30 [--only state,points,power,soak]: the long form. Ends with 1 if anything did not hold, and says how to replay it"
 import argparse, logging, random, sys, time, traceback
 
 def state(s, a):
@@ -31,13 +31,26 @@ def times(s, a):
     from . import times
     for k,v in times.run(s, a.seed).items(): print(f'    {k:40} {v:>9,}')
 
-PARTS = dict(state=state, points=points, soak=soak, times=times)
+def power(s, a):
+    "The power fails before every flush"
+    from . import power
+    got = power.run(a.case and a.case.split(','))
+    for k,v in got.items(): print('    {:20} {:>6,} flushes {:>8,} disks {:>6,} run to the end'.format(k, *v))
+    print('power: failed before {:,} flushes of {} operations; {:,} disks were opened, {:,} of them different and run to the end, all held'.format(*(sum(o[i] for o in got.values()) if i>=0 else len(got) for i in (0, -1, 1, 2))))
+
+PARTS = dict(
+    state=state,
+    points=points,
+    power=power,
+    soak=soak,
+    times=times,
+)
 
 p = argparse.ArgumentParser(prog='python -m tests.chaos')
 p.add_argument('--minutes', type=float, default=30, help='for all parts together')
 p.add_argument('--only', default=','.join(PARTS), help='parts, with commas between')
 p.add_argument('--seed', type=int, default=None, help='replay one seed')
-p.add_argument('--case', default=None, help='of the points, with commas between')
+p.add_argument('--case', default=None, help='of the points, or of power, with commas between')
 p.add_argument('--steps', type=int, default=100, help='of one run of the state machine')
 if __name__=='__main__':
     a = p.parse_args()

@@ -5,14 +5,14 @@ import re, subprocess, sys, time
 # name: (what is run, what spoils it)
 SPOIL = '''
 import re, logging; logging.disable(50)
-from tests.chaos import machine, points
+from tests.chaos import machine, points, power
 from fh_saas.store import sqlite as q, flow as f, controls as c, sqlite_file as sf
 from fh_saas.store.sqlite import SqliteStore
 from fh_saas import limits as l, lane as ln, context as cx, maintenance as mt
 def sub(mod, name, old, new):
     s = getattr(mod, name); assert old in s, (name, s); setattr(mod, name, s.replace(old, new))
 '''
-STATE,POINTS = 'machine.run(600, 100, shrink=False)','points.run({!r})'
+STATE,POINTS,POWER = 'machine.run(600, 100, shrink=False)','points.run({!r})','power.run({!r})'
 MUTANTS = {
     'an end does not ask for the fence': (STATE, "sub(q, '_ACK', 'and fence=?12', 'and ?12=?12')"),
     'a plain completion does not ask for the fence': (STATE, "sub(q, '_DONE', 'and fence=?', 'and 0<?')"),
@@ -32,6 +32,19 @@ MUTANTS = {
     'an end and the release of children are two commits': (POINTS.format(['children']), "o = SqliteStore.over; SqliteStore.over = lambda s,*a,**k: ((s._c.execute('release held') if 0 else None), s._c.execute('commit'), s._c.execute('begin immediate'), o(s,*a,**k)) and None"),
     'many are inserted in two commits': (POINTS.format(['submit_many']), "i = sf._insert\ndef two(conn, sql, rows): i(conn, sql, rows[:10]); conn.execute('commit'); conn.execute('begin immediate'); i(conn, sql, rows[10:])\nsf._insert = two"),
     'a slot is noted before its job': (POINTS.format(['schedule']), "from fh_saas import scheduler as s; a = s.add_jobs\ndef late(conn, jobs): conn.execute('commit'); conn.execute('begin immediate'); return a(conn, jobs)\ns.add_jobs = late"),
+    'nothing is flushed': (POWER.format(['submit']), "sf._settings = lambda c: c.execute('pragma journal_mode=wal; pragma synchronous=off').fetchall(); sf.SqliteFile._set_full = lambda s, full: None"),
+    'nothing is flushed, with checkpoints': (POWER.format(['logs']), "sf._settings = lambda c: c.execute('pragma journal_mode=wal; pragma synchronous=off').fetchall(); sf.SqliteFile._set_full = lambda s, full: None"),
+    'a submit is not flushed': (POWER.format(['submit']), "sf._settings = lambda c: c.execute('pragma journal_mode=wal; pragma synchronous=normal').fetchall(); sf.SqliteFile._set_full = lambda s, full: None"),
+    'an end is not flushed': (POWER.format(['end']), "w = sf.SqliteFile.writing; sf.SqliteFile.writing = lambda s, wait_s=None, durable=True: w(s, wait_s, False)"),
+    'a transaction is not flushed': (POWER.format(['transaction']), '''
+was,private = sf._settings,sf.SqliteFile.private
+def weak(s, wait_s):
+    sf._settings = lambda c: c.execute('pragma journal_mode=wal; pragma synchronous=normal').fetchall()
+    try: return private(s, wait_s)
+    finally: sf._settings = was
+sf.SqliteFile.private = weak'''),
+    'the name of a new tenant is not flushed': (POWER.format(['tenant']), "from fh_saas import check_in as ci; ci.sync_folder = lambda f: None"),
+    'the name of a moved tenant is not flushed': (POWER.format(['move']), "from fh_saas import moving as mv; mv.sync_folder = lambda f: None"),
     'a cancellation and the fall of children are two commits': (POINTS.format(['cancel']), "o = SqliteStore.over; SqliteStore.over = lambda s,*a,**k: (s._c.execute('commit'), s._c.execute('begin immediate'), o(s,*a,**k)) and None"),
 }
 
