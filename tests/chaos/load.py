@@ -1,6 +1,7 @@
 "The tasks of the soak: each says in the ledger what it does, durably, before it does more"
 import asyncio, os, time
-from fh_saas.context import JobContext, LostClaim, current_job
+from contextlib import contextmanager
+from fh_saas.context import JobContext, current_job
 
 FOLDER = os.environ.get('CHAOS_FOLDER')
 
@@ -70,7 +71,8 @@ def offset(folder):
 def turn(id):
     "Say that an attempt begins; which one of the job it is"
     say('start', id)
-    with open(f'{os.environ["CHAOS_FOLDER"]}/ledger') as f: return sum(o.split()[2:]==['start', id] for o in f)
+    with open(f'{os.environ["CHAOS_FOLDER"]}/ledger') as f: who = [o.split()[1] for o in f if o.split()[2:]==['start', id]]
+    return who.index(str(os.getpid()))+1       # others may have begun it since
 
 def is_open(n): return os.path.exists(f'{os.environ["CHAOS_FOLDER"]}/go{n}')
 
@@ -78,32 +80,58 @@ def wait(n, s=60):
     end = time.monotonic()+s
     while not is_open(n) and time.monotonic()<end: time.sleep(.005)
 
-def gated(): id = current_job().id; n = turn(id); wait(n); say('end', id, n); return n
+@contextmanager
+def told(id, n):
+    "Say how the attempt ends: refused, because its claim was lost meanwhile, or whoever has it now was told"
+    try: yield
+    except BaseException: say('refused', id, n); raise
+    say('end', id, n)
+
+def gated():
+    id = current_job().id
+    n = turn(id)
+    with told(id, n): wait(n)
+    return n
 
 async def agated():
     id = current_job().id
     n = turn(id)
-    end = time.monotonic()+60
-    while not is_open(n) and time.monotonic()<end: await asyncio.sleep(.005)
-    say('end', id, n)
+    with told(id, n):
+        end = time.monotonic()+60
+        while not is_open(n) and time.monotonic()<end: await asyncio.sleep(.005)
     return n
 
-def gprocess(job:JobContext): n = turn(job.id); wait(n); say('end', job.id, n); return n
+def gprocess(job:JobContext):
+    n = turn(job.id)
+    with told(job.id, n): wait(n)
+    return n
 
 def gwrites(job:JobContext):
-    n = turn(job.id); wait(n)
-    try:
+    n = turn(job.id)
+    with told(job.id, n):
+        wait(n)
         with job.transaction() as db: db.q('insert into effects values(?) returning 1', (job.id,)); job.finish(n)
-    except LostClaim: say('refused', job.id, n); raise
-    say('end', job.id, n)
 
 def gsteps(job:JobContext):
-    n = turn(job.id); wait(n)
-    try: job.step('s', lambda: n)
-    except LostClaim: say('refused', job.id, n); raise
-    say('end', job.id, n)
+    n = turn(job.id)
+    with told(job.id, n):
+        wait(n)
+        job.step('s', lambda: n)
     return n
 
 def slotted(slot): pass
 
-def named(): return dict(gated=gated, agated=agated, gwrites=gwrites, gsteps=gsteps, quick=quick, slow=slow, slotted=slotted)
+def named(): return {f.__name__:f for f in (quick, slow, aslow, writes, steps, fails, gated, agated, gwrites, gsteps, slotted)}
+
+# --- for flood.py
+
+def nothing(**kw): pass
+def none(i, x): pass
+async def anone(i, x): pass
+def bad(i, x): raise ValueError('no')
+def step(i, x):
+    job = current_job()
+    job.step('a', lambda: i); job.progress = 1
+    if not i%10: job.submit('none', none, 1, i=1, x='')
+def log(i, x): current_job().log('a line'); print(i, end='')
+light = dict(none=none, anone=anone, bad=bad, step=step)

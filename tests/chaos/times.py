@@ -5,6 +5,7 @@ from collections import Counter
 from itertools import product
 from pathlib import Path
 
+import psutil
 from fh_saas.cron import Cron
 from fh_saas.ids import from_iso, to_iso
 from util import Tenant, end, process, stop_worker, until
@@ -82,16 +83,12 @@ def _taken_over(p, ids, stood, first_ends_last):
     for k in 'gwrites','gsteps': assert not p.lines('end', ids[k], '1'), f'{k}: what came late was taken'
 
 def _heard(p, ids):
-    "Whether each of the late attempts has ended its task in some way"
-    return all(p.lines('end', o, '1') or p.lines('refused', o, '1') or _gone(p, o) for o in ids.values())
+    "Whether each of the late attempts has ended, or its process was ended"
+    return all(p.lines('end', o, '1') or p.lines('refused', o, '1') or k=='gprocess' and not runs(int(p.lines('start', o)[0][1])) for k,o in ids.items())
 
-def _gone(p, id):
-    "Whether the attempt's process, or the task itself, was told to end because its claim is lost"
-    return p.m.get_job(id).job_type in ('gprocess', 'agated') and not is_running(int(p.lines('start', id)[0][1])) or p.m.get_job(id).job_type=='agated'
-
-def is_running(pid):
-    try: os.kill(pid, 0); return True
-    except OSError: return False
+def runs(pid):
+    try: return psutil.Process(pid).status()!=psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
 
 def jumps(folder, seconds=4., seed=0):
     "The clock of all processes is stepped by an hour, forward and back, while two work. Each job is run once; the number of steps and of jobs"
