@@ -30,7 +30,7 @@ class Tenant:
     "A folder with a database, and the managers made on it"
     def __init__(self, folder, name='t.db'):
         self.dir,self.path,self.dbs,self.managers = Path(folder),Path(folder)/name,[],[]
-        self.dir.mkdir(exist_ok=True)
+        self.dir.mkdir(exist_ok=True, parents=True)
     def db(self):
         self.dbs.append(db := opened(self.path))
         return db

@@ -33,6 +33,7 @@ class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
     _few = True                                # whether the last claim found few
     rescued = [],[]         # what the last rescue took back: `Ack`s, `Claim`s
+    keys,errors = None,'error_log'     # what seals and opens; how SQL reads an error_log, see Sealed
     freed,now = (),None     # `Freed`s: what ends of jobs did to their children, for the lane to make known; the lane's clock
     def insert(self,
         jobs:list, # `NewJob`s
@@ -527,6 +528,13 @@ def _rows(self:SqliteStore, sql, args):
     return [dict(zip(cols, o)) for o in self.read(sql, args)]
 
 @patch
+def opened(self:SqliteStore,
+    row:dict, # Column values by name; not all need be there
+)->dict: # The same
+    "The row as people may read it; here, that is as it is stored"
+    return row
+
+@patch
 def _columns(self:SqliteStore):
     if not hasattr(self, '_cols'): self._cols = [o[1] for o in self.read('pragma table_info(tenant_jobs)')]
     return self._cols
@@ -560,8 +568,9 @@ def unfinished(self:SqliteStore)->bool:
 _FREE = """(unique_key is null or not exists (select 1 from tenant_jobs o indexed by tj_unique where o.unique_key=tenant_jobs.unique_key and o.rowid<>tenant_jobs.rowid
     and (o.status='pending' or o.unique_key>='t' or o.status='running' and o.unique_key>='r')))"""
 _ANEW = "update or ignore tenant_jobs set status='pending', ready=1, run_at=?1, retry_count=0, completed_at=null, started_at=null, cancel_at=null where "
-_AGAIN = _TYPES+_ANEW+f"""rowid in (select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
-        where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
+_FELLED = f"""select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
+    where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200"""
+_AGAIN = f'{_TYPES}{_ANEW}rowid in ({_FELLED})'
 _AGAIN_ONE = _ANEW+f"id=?2 and status in ('failed','cancelled') and task is not null and {_FREE}"
 _NOW = "update tenant_jobs set ready=1, run_at=?1 where id=?2 and status='pending' and ready<=0"
 _FELL = "select count(*) from json_each(?) v join tenant_jobs j on j.id=v.value where j.status in ('failed','cancelled')"      # with a parent that was not tried again
@@ -579,7 +588,7 @@ def retry_failed(self:SqliteStore,
     n,folks,kids = 0,[],[]
     while True:
         with self.writing():
-            rows = self._do(_AGAIN+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
+            rows = self._do(_AGAIN.replace('error_log', self.errors)+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
             if new := [o for o, in rows if o]: kids += new; folks += self.link_again(new)
             if len(rows)<200 and folks: self.over(folks, now)
             n += len(rows)
