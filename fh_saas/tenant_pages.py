@@ -96,7 +96,7 @@ def _look(v):
 
 def _sum(got, k): return number(sum(g[k] for g in got.values()))
 
-_IS = dict(here=('this process', ''), serves=('runs jobs', 'ok'), submits=('only submits', ''), elsewhere=('on another machine', 'ok'),
+_IS = dict(here=('this process', 'running'), serves=('runs jobs', 'ok'), submits=('only submits', 'running'), elsewhere=('on another machine', 'ok'),
            silent=('does not renew its lease', 'bad'), dead=('died; its jobs are taken back', 'bad'))
 
 def _workers(v, leases):
