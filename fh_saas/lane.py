@@ -113,7 +113,7 @@ def turn(self:Lane,
     taken = acks,back,handed,aside = [_take(o) for o in queues]
     notes = self._due_notes() if self.notes else ()      # after the ends, so that what those jobs said last is among them
     try:
-        with self.store.writing(wait_s, durable=bool(acks)):
+        with self.store.turning(wait_s, durable=bool(acks)):
             if notes: self._note(notes)
             refused = self._write(acks)
             self._return(back, aside)

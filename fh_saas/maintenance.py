@@ -61,7 +61,7 @@ def heartbeat(
 ):
     "Renew this process's lease. Raises `StoreError`"
     if not lane.hand: return
-    with lane.store.writing(PATIENCE_S): lane.store.renew(lane.owner, lane.lease())
+    with lane.store.turning(PATIENCE_S): lane.store.renew(lane.owner, lane.lease())
 
 # %% ../nbs/12_maintenance.ipynb #805d6244
 def mend(

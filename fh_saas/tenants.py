@@ -8,6 +8,7 @@ __all__ = ['closable', 'TenantManager', 'Tenant', 'Tenants']
 # %% ../nbs/22_tenants.ipynb #749ca829
 import apsw, os, sys, threading, time
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from fastcore.basics import patch
 from . import worker as _w
 from .around import add_around
@@ -31,7 +32,7 @@ from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
 from .tasks import Known, Tasks, register, shared
 from .telemetry import emit, log
-from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _widths, _job, _on_signals
+from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _failed, _widths, _job, _on_signals
 from pathlib import Path
 from typing import Callable
 
@@ -925,14 +926,15 @@ def rollouts(self:Tenants)->list: # `Rollout`s, newest first
 def retry_failed(self:Tenants,
     job_type:str=None, # Only jobs of this type; None for all
     error_contains:str=None, # Only jobs whose error log holds this text; None for all
-    since:str=None, # Only jobs that failed at this time (UTC, ISO 8601) or later; None for all
+    since:datetime|str=None, # Only jobs that failed then or later: with a time zone, or as text such as a job's `completed_at`; None for all
     progress:Callable=None, # Called as `progress(done, total, tenant)` after each tenant
 )->dict: # (number of jobs, or the error as text) by tenant id, of those where there was anything
-    "Give the failed jobs of all tenants all their attempts again. Safe to repeat: a second call finds what the first did not reach"
-    ids,out = list(self),{}
+    """Give the failed jobs of all tenants all their attempts again. Safe to repeat: a second call finds what the first did not reach. Raises
+    `TypeError`, `ValueError`"""
+    which,ids,out = _failed(job_type, error_contains, since),list(self),{}
     for i,id in enumerate(ids):
         try:
-            with Tenant(self, id)._file() as f: n = f.retry_failed(self._now(), job_type, error_contains, since)
+            with Tenant(self, id)._file() as f: n = f.retry_failed(self._now(), *which)
             if n: out[id] = n; self._ring(id); emit('jobs.retried', tenant=id, count=n)
         except (StoreError, KeyError) as e: out[id] = str(e)
         if progress: progress(i+1, len(ids), id)

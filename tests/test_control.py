@@ -146,6 +146,10 @@ def test_retry_failed_by_filter(m, clock):
     assert m.retry_failed('a', error_contains='boom 2')==1 and statuses(m, *ids)==['failed', 'pending', 'failed']
     m.run_due(); assert m.retry_failed()==4
     with pytest.raises(ValueError, match='since'): m.retry_failed(since=datetime(2026,1,1))
+    with pytest.raises(ValueError, match='since'): m.retry_failed(since='yesterday')
+    assert m.retry_failed(since=m.get_job(late).created_at)==0
+    with pytest.raises(TypeError, match='error_contains'): m.retry_failed(error_contains=5)
+    with pytest.raises(TypeError, match='job_type'): m.retry_failed(5)
 
 # --- unique
 

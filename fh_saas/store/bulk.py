@@ -27,6 +27,7 @@ def retry_many(
 # %% ../../nbs/store/10_bulk.ipynb #d1cd08ec
 _OVER = """id in (select value from json_each(?1)) and status in ('completed','failed','cancelled')
     and (unique_key is null or unique_until is null or unique_until<=?2) and not exists (select 1 from tenant_job_parents where parent=tenant_jobs.id)"""
+_DELETE = f'delete from tenant_jobs where {_OVER} returning id'
 
 def delete_many(
     store, # A `SqliteStore`
@@ -35,4 +36,4 @@ def delete_many(
 )->list: # Ids of those that are gone
     "Remove jobs that are over, in one commit"
     prepare(store)
-    with store.writing() as c: return [o for o, in c.execute(f'delete from tenant_jobs where {_OVER} returning id', (_json(ids), now)).fetchall()]
+    with store.writing() as c: return [o for o, in c.execute(_DELETE, (_json(ids), now)).fetchall()]

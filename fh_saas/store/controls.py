@@ -8,7 +8,7 @@ __all__ = ['ASKED', 'read_controls', 'set_control', 'gate_and_controls', 'hold',
            'holders', 'insert_unique', 'cancel', 'asked']
 
 # %% ../../nbs/store/08_controls.ipynb #4023bac9
-import apsw, msgspec
+import msgspec
 from ..ids import from_iso, to_iso
 from .base import HELD
 
@@ -19,7 +19,7 @@ def read_controls(
     "All controls of the database"
     return dict(_rows(file, 'select name,value from tenant_controls'))
 
-def _rows(file, sql, args=()): return file.execute(sql, args).fetchall() if isinstance(file, apsw.Connection) else file.read(sql, args)
+def _rows(file, sql, args=()): return file.execute(sql, args).fetchall() if hasattr(file, 'execute') else file.read(sql, args)
 
 def set_control(
     c, # The connection, inside `writing()`
@@ -29,7 +29,7 @@ def set_control(
     "Change one control"
     if value is None: c.execute('delete from tenant_controls where name=?', (name,)).fetchall()
     else: c.execute('insert or replace into tenant_controls values(?,?)', (name, value)).fetchall()
-    c.execute("insert into tenant_meta values('controls',1) on conflict(key) do update set value=cast(value as integer)+1").fetchall()
+    c.execute("insert into tenant_meta values('controls',1) on conflict(key) do update set value=cast(tenant_meta.value as integer)+1").fetchall()
 
 def gate_and_controls(
     c, # The connection, inside `writing()`
@@ -59,9 +59,11 @@ def let_go(
 )->int: # How many went
     "Make held jobs due"
     was = c.total_changes()
-    c.executemany('''update tenant_jobs set ready=1, held=null where rowid in (select rowid from tenant_jobs indexed by tj_held
-        where ready=3 and held=? order by priority,run_at limit ?)''', frees)
+    c.executemany(_LET_GO, frees)
     return c.total_changes()-was
+
+_LET_GO = '''update tenant_jobs set ready=1, held=null where rowid in (select rowid from tenant_jobs indexed by tj_held
+    where ready=3 and held=? order by priority,run_at limit ?)'''
 
 def any_held(
     c, # The connection, inside `writing()`
@@ -86,15 +88,18 @@ def counts(
     keys:list, # Values of `limit_key`
 )->dict: # How many run, by key; keys of which none runs are not in it
     "How many jobs run under each key, whoever runs them"
-    return dict(_rows(file, '''select k.value,count(*) from json_each(?) k join tenant_jobs indexed by tj_limit on limit_key=k.value and status='running'
-        group by 1''', (msgspec.json.encode(keys).decode(),)))
+    return dict(_rows(file, _COUNTS, (msgspec.json.encode(keys).decode(),)))
+
+_COUNTS = "select k.value,count(*) from json_each(?) k join tenant_jobs indexed by tj_limit on limit_key=k.value and status='running' group by 1"
 
 def count_type(
     file, # A `SqliteFile`, or a connection inside a transaction
     job_type:str, # Category
 )->int:
     "How many jobs of a type run, whoever runs them"
-    return _rows(file, "select count(*) from tenant_jobs indexed by tj_history where job_type=? and status='running'", (job_type,))[0][0]
+    return _rows(file, _COUNT_TYPE, (job_type,))[0][0]
+
+_COUNT_TYPE = "select count(*) from tenant_jobs indexed by tj_history where job_type=? and status='running'"
 
 # %% ../../nbs/store/08_controls.ipynb #8a20a2ec
 def room_of_rate(
@@ -105,7 +110,9 @@ def room_of_rate(
     now:float, # Seconds since 1970
 )->int:
     "How many may start now"
-    return max(0, n-_rows(file, 'select count(*) from tenant_starts where key=? and at>? and at<=?', (key, to_iso(now-period_s), to_iso(now+period_s)))[0][0])
+    return max(0, n-_rows(file, _STARTED, (key, to_iso(now-period_s), to_iso(now+period_s)))[0][0])
+
+_STARTED = 'select count(*) from tenant_starts where key=? and at>? and at<=?'
 
 def note_starts(
     c, # The connection, inside `writing()`
@@ -115,8 +122,11 @@ def note_starts(
     now:float, # Seconds since 1970
 ):
     "Count these starts, and forget those whose period is over, or which a clock that was put back makes lie far ahead"
-    c.execute('delete from tenant_starts where key=? and (at<=? or at>?)', (key, to_iso(now-period_s), to_iso(now+period_s))).fetchall()
+    c.execute(_FORGET, (key, to_iso(now-period_s), to_iso(now+period_s))).fetchall()
     c.executemany('insert or ignore into tenant_starts values(?,?,?)', [(key, to_iso(now), i) for i in ids])
+
+
+_FORGET = 'delete from tenant_starts where key=? and (at<=? or at>?)'
 
 def drop_starts(
     c, # The connection, inside `writing()`
@@ -125,6 +135,7 @@ def drop_starts(
     "Their starts were none"
     c.executemany("""delete from tenant_starts where (key,at,job) in (select key,at,job from tenant_starts where key=? and job=? order by at desc limit 1)""",
                   [(o.limit_key, o.id) for o in claims if o.limit_key])
+
 
 def next_start(
     file, # A `SqliteFile`, or a connection inside a transaction

@@ -119,7 +119,7 @@ def put_waiting(
 _RELINK = '''insert into tenant_job_parents select p.id,c.id from json_each(?) j cross join tenant_jobs c on c.id=j.value
     cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value
     where c.status='pending' and c.parents is not null and p.status<>'completed'
-    on conflict do update set child=excluded.child returning parent,child'''
+    on conflict(parent,child) do update set child=excluded.child returning parent,child'''
 _WAIT = "update tenant_jobs set ready=4 where id in (select value from json_each(?)) and status='pending'"
 
 def wait_again(

@@ -74,7 +74,7 @@ TAIL = 8192
 _NAMES = ('rowid id job_type status created_at started_at completed_at run_at ready held retry_count max_retries queue priority progress cancel_at task '
           'error error_chars').split()
 _SHOW = f"{','.join(['j.rowid',*_NAMES[1:-2]])},substr(error_log,-{TAIL}),coalesce(length(error_log),0)"
-_PICK = f'''select {_SHOW},iif(?2 is null,null,error_log) from (select key k,value v from json_each(?1)) v cross join tenant_jobs j on j.rowid=v.v
+_PICK = f'''select {_SHOW},iif(?2 is null,null,error_log) from (select key k,cast(value as integer) v from json_each(?1)) v cross join tenant_jobs j on j.rowid=v.v
     where (?2 is null or instr(error_log,?2)) and (?3 is null or created_at>=?3) and (?4 is null or created_at<?4) order by k limit ?5'''
 
 def _row(o, hide):
@@ -180,7 +180,7 @@ def ended(
 )->Ended:
     "The newest jobs that are over"
     places = _places(file, JobFilter(statuses=FINAL), _TOP, 0, limit)
-    rows = file.read('''select job_type,status,created_at,started_at,completed_at,retry_count from json_each(?) v cross join tenant_jobs j on j.rowid=v.value
+    rows = file.read('''select job_type,status,created_at,started_at,completed_at,retry_count from json_each(?) v cross join tenant_jobs j on j.rowid=cast(v.value as integer)
         order by v.key''', (_json(places),))
     return Ended(rows, min((o[4] for o in rows if o[4]), default=None) if len(places)==limit else None)
 

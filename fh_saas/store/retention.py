@@ -41,9 +41,9 @@ def _seconds(v):
 DEPS = 500        # a job with more steps or parents than that leaves them to later commits
 _ENDED = "coalesce(completed_at,started_at,created_at,'~')"
 _LONG = '+'.join([f'coalesce(octet_length({o}),0)' for o in ('payload','result','error_log','attempts','log','cursor')])
-_PAGE = f'''select rowid, id, {_ENDED}<?4, coalesce(created_at,'')<?4, iif({_ENDED}<?4,
+_PAGE = f'''select rowid, id, {_ENDED}<?4, coalesce(created_at,'')<?4, case when {_ENDED}<?4 then
         (select count(*) from (select 1 from tenant_job_steps where job=tenant_jobs.id limit {DEPS+1}))+
-        (select count(*) from (select 1 from tenant_job_parents indexed by tj_children where child=tenant_jobs.id limit {DEPS+1})), 0), ({_LONG})/16384
+        (select count(*) from (select 1 from tenant_job_parents indexed by tj_children where child=tenant_jobs.id limit {DEPS+1})) else 0 end, ({_LONG})/16384
     from tenant_jobs indexed by tj_history where job_type=?1 and status=?2 and rowid>?3 order by rowid limit ?5'''
 
 class Old(NamedTuple):
@@ -85,7 +85,7 @@ _TRIGGER = """create temp trigger if not exists fh_saas_prune after delete on ma
     delete from tenant_job_parents where child=old.id;
 end"""
 _OPEN = "not exists (select 1 from tenant_meta where key='gate')"
-_DROP = f'''delete from tenant_jobs not indexed where rowid in (select value from json_each(?1)) and job_type=?2 and status=?3 and {_ENDED}<?4
+_DROP = f'''delete from tenant_jobs not indexed where rowid in (select cast(value as integer) from json_each(?1)) and job_type=?2 and status=?3 and {_ENDED}<?4
     and (unique_key is null or unique_until is null or unique_until<=?5) and {_OPEN}
     and not exists (select 1 from tenant_job_parents p join tenant_jobs c on c.id=p.child where p.parent=tenant_jobs.id and c.status in ('pending','running'))'''
 

@@ -560,8 +560,9 @@ def unfinished(self:SqliteStore)->bool:
 _FREE = """(unique_key is null or not exists (select 1 from tenant_jobs o indexed by tj_unique where o.unique_key=tenant_jobs.unique_key and o.rowid<>tenant_jobs.rowid
     and (o.status='pending' or o.unique_key>='t' or o.status='running' and o.unique_key>='r')))"""
 _ANEW = "update or ignore tenant_jobs set status='pending', ready=1, run_at=?1, retry_count=0, completed_at=null, started_at=null, cancel_at=null where "
-_AGAIN = _TYPES+_ANEW+f"""rowid in (select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
-        where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200)"""
+_FELLED = f"""select rowid from types cross join tenant_jobs indexed by tj_history on job_type=j and status='failed'
+    where task is not null and {_FREE} and (?2 is null or job_type=?2) and (?3 is null or instr(error_log,?3)) and (?4 is null or completed_at>=?4) limit 200"""
+_AGAIN = f'{_TYPES}{_ANEW}rowid in ({_FELLED})'
 _AGAIN_ONE = _ANEW+f"id=?2 and status in ('failed','cancelled') and task is not null and {_FREE}"
 _NOW = "update tenant_jobs set ready=1, run_at=?1 where id=?2 and status='pending' and ready<=0"
 _FELL = "select count(*) from json_each(?) v join tenant_jobs j on j.id=v.value where j.status in ('failed','cancelled')"      # with a parent that was not tried again

@@ -221,6 +221,8 @@ def writing(self:SqliteFile,
             c.execute('commit')
         except BaseException: _rollback(c); raise
 
+SqliteFile.turning = SqliteFile.writing     # the transaction of a turn: a store for many machines lets turns go side by side
+
 @patch
 def _set_full(self:SqliteFile, full):
     "From now on commits of the writing connection survive a power cut, or only the end of the process"

@@ -130,6 +130,7 @@ class Machine(RuleBasedStateMachine):
     def turned(self, lane, limit, turn):
         m,before = self.model,self.rows()
         acks,back,aside = list(lane.acks),list(lane.back),list(lane.aside)
+        idle = [c for c in back if not any(a.claim is c and a.began for a in lane.hand.values())]
         got = turn()
         assert lane.failure is None, lane.failure
         if not (lane.acks or lane.back):
@@ -138,6 +139,7 @@ class Machine(RuleBasedStateMachine):
                 else: m.ack(m.jobs[a.claim.id], *self.pred(a)); m.attempts += 1
             for c in (*back, *aside):
                 if m.holds(c): m.back(m.jobs[c.id]); count['given back or parked'] += 1
+                if c in idle: self.not_begun(c.id)
         self.claimed(lane, limit, before, got, [c for c in lane.aside if c not in aside])
         return got
 
@@ -159,9 +161,8 @@ class Machine(RuleBasedStateMachine):
             assert f't:{j.job_type}' not in m.paused, 'claimed though its type is paused'
             if n := m.limits.get(j.job_type): assert len(m.running(job_type=j.job_type))<=n, 'more of a type than may run'
             if j.task in ('keyed', 'rated'): assert len(m.running(limit_key=j.limit_key))<=LIMIT, 'more of a key than may run'
-            if j.task=='rated': self.starts[c.id, self.now] = self.now
+            if j.task=='rated': self.note_start(c.id)
         if any(m.jobs[a.claim.id].task=='rated' for a in got):
-            self.starts = {k:t for k,t in self.starts.items() if self.now-RATE[1]<t<=self.now+RATE[1]}
             assert len(self.starts)<=RATE[0], 'more starts than the rate allows'
         if lane.max_running and claims: assert len(m.running())<=lane.max_running, 'more than the tenant may run'
         line = [(c.priority, c.run_at or '') for c in claims if before[c.id]['ready']!=2]
@@ -173,8 +174,16 @@ class Machine(RuleBasedStateMachine):
             assert len(claims)+len(held)>=limit, f'{len(left)} jobs are due, {len(claims)} of {limit} were claimed'
             if line: assert max(line)<=min((o['priority'], o['run_at'] or '') for o in left), 'a job was passed over'
 
+    def note_start(self, id):
+        self.starts = {k:t for k,t in self.starts.items() if self.now-RATE[1]<t<=self.now+RATE[1]}|{(id, self.now):self.now}
+
+    def not_begun(self, id):
+        "A claim that went back has started nothing"
+        if mine := [t for (i,t) in self.starts if i==id]: del self.starts[id, max(mine)]; count['start given back'] += 1
+
     def started(self, lane, a):
         if any(a is x for o in self.owners for x in o.hands): return
+        if a.task.rate: self.note_start(a.claim.id)
         self.model.claim(self.model.jobs[a.claim.id], lane.owner, a.claim.fence)     # called by hand
 
     def ended(self, lane, a, out):
@@ -565,7 +574,7 @@ class Machine(RuleBasedStateMachine):
             begun = [j for j in held if o.hidden or (j.id, j.fence) in o.marks()]
             for j in begun: m.crash(j); m.attempts += 1
             for j in held:
-                if j not in begun: m.back(j); count['crash not charged'] += 1
+                if j not in begun: m.back(j); self.not_begun(j.id); count['crash not charged'] += 1
 
     def expect_lost(self, o):
         "What was given back because no thread held it, in the order of the rows"
