@@ -89,7 +89,7 @@ BAD = [(dict(delay=-1), ValueError), (dict(delay='5'), TypeError), (dict(delay=f
        (dict(tags='a'), TypeError), (dict(tags=[1]), TypeError), (dict(after=[1]), TypeError), (dict(after='nope'), ValueError), (dict(priorty=1), TypeError), (dict(limit=1), TypeError),
        (dict(max_retries=0), ValueError), (dict(limit_key=1.5), TypeError),
        (dict(limit_key='a'), ValueError)]
-@pytest.mark.parametrize('opts,exc', BAD, ids=lambda o: str(o)[:40])
+@pytest.mark.parametrize('opts,exc', BAD, ids=lambda o: str(o).partition(' at 0x')[0][:40])
 def test_bad_options(m, opts, exc):
     "The option is named, and nothing is stored"
     with pytest.raises(exc, match=list(opts)[-1]): m.options(**opts).submit('a', note)
