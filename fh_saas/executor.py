@@ -93,9 +93,11 @@ def call(
         if task.wants: kw[task.wants] = context_of(a)
         if in_use and (fs := arounds_of(a)): v = Context().run(_enclosed, a, fs, task, kw)
         else: v = Context().run(_within, a, task.func, kw)
-        if hasattr(type(v), '__await__'): v = _alone(v, a)
+        if type(v) not in _PLAIN and hasattr(type(v), '__await__'): v = _alone(v, a)
     except BaseException as e: return raised(e, task)
     return returned(v)
+
+_PLAIN = {dict, list, str, int, float, bool, type(None)}      # looking for what is not there takes a quarter of a microsecond
 
 # %% ../nbs/10_executor.ipynb #97869be2
 def _within(a, func, kw):
