@@ -21,7 +21,7 @@ setup(
         *[f'Programming Language :: Python :: 3{o}' for o in ('', '.11', '.12', '.13', '.14')], 'Operating System :: OS Independent', 'Typing :: Typed', f'Natural Language :: {cfg["language"]}'],
     packages=find_packages(include=[cfg['lib_name'], cfg['lib_name']+'.*']), include_package_data=True, zip_safe=False,
     python_requires=f'>={py}', install_requires=reqs(''),
-    extras_require=dict({o:reqs(f'{o}_') for o in extras}, test=reqs('test_')+reqs('postgres_'), docs=reqs('dev_')+reqs('docs_'),
+    extras_require=dict({o:reqs(f'{o}_') for o in extras}, test=reqs('test_')+reqs('postgres_')+reqs('procrastinate_'), docs=reqs('dev_')+reqs('docs_'),
         dev=sum([reqs(f'{o}_') for o in ('test', 'dev', *extras)], ['opentelemetry-sdk>=1.25'])),
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_path"]}._modidx:d'],
         'pytest11': ['fh_saas.pytest_plugin=fh_saas.pytest_plugin']})
