@@ -14,20 +14,24 @@ from . import worker as _w
 from .around import add_around
 from .check_in import check_in, make_file, set_gate
 from .ids import from_iso, to_iso
+from .keys import as_keys
 from .lane import generation, mind, open_lane
 from .lane_pool import LanePool
 from .moving import TenantBusy, doing, drain, give_back, recover, remove_left, take
 from .moving import move as move_file
 from .payload import load_kwargs
 from .presence import presence
+from .redact import as_redactor
 from .rollout import Rollout, advance_all
 from .scheduler import Schedule, Timetable, _cron, declare, next_slot, offset_of, schedule_of, schedules_of_all
 from .store.base import StoreError, StoreMoved
 from .store.passport import new_identity, passport, stamp
 from .retention import keep_rules, keeps_of
 from .store.registry import Registry, TenantRow, check_id, check_share, check_zone
+from .store.forget import chosen
 from .store.retention import read_keeps, save_keeps
 from .store.schedules import note, read_schedules
+from .store.sealed import protect
 from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
 from .tasks import Known, Tasks, register, shared
@@ -169,6 +173,8 @@ class Tenants:
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
         clock:Callable=time.time, # The time in seconds since 1970
+        keys:list|Callable=None, # As in `BackgroundTaskManager`; or a function of a tenant's id that gives its keys, or None
+        redact:bool|list=None, # As in `BackgroundTaskManager`
     ):
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
                        payload_limit=payload_limit, clock=clock, **_widths(queues))
@@ -177,6 +183,7 @@ class Tenants:
         worker = worker and os.environ.get('FH_SAAS_WORKER')!='0'
         self._options = dict(worker=worker, queues=queues, threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s,
                              drain_s=drain_s, payload_limit=payload_limit, clock=clock)
+        self._keys,self._redact = keys if callable(keys) else as_keys(keys),as_redactor(redact)
         self._host,self._opens,self.most_open,self.idle_s,self.closed = _host_file(where),open,most_open,idle_s,False
         self.tasks,self._known = Tasks(shared),Known()
         module = sys._getframe(1).f_globals.get('__name__')
@@ -268,10 +275,21 @@ def _opener(self:Tenants, e):
     known.homes,known._maker = self._known.homes,self._known._maker
     if not os.path.exists(e.path): raise StoreError(f'{e.path} is missing')
     o = self._options
-    lane = open_lane(e.path, None, known, o['clock'], o['busy_s'], .25, self._here, lambda store: check_in(self.registry, e.id, store, self._now()))
+    def check(store):
+        check_in(self.registry, e.id, store, self._now())
+        if keys := self._keys_of(e.id): protect(store, keys)
+    lane = open_lane(e.path, None, known, o['clock'], o['busy_s'], .25, self._here, check)
+    if self._redact: lane.hide = self._redact
     lane.timetable,lane.maker = self._timetable_of(e.id),lambda: self._manager(e.id)
     lane.keeps = lambda: read_keeps(self.registry)
     return lane
+
+@patch
+def _keys_of(self:Tenants, id):
+    "The tenant's keys. Raises `StoreError`, so that it is that tenant's trouble alone"
+    if not callable(self._keys): return self._keys
+    try: return as_keys(self._keys(id))
+    except Exception as e: raise StoreError(f'no keys for tenant {id!r}: {type(e).__name__}: {e}') from e
 
 @patch
 def _heads(self:Tenants, *also):
@@ -961,3 +979,31 @@ def behind(self:Tenants)->list: # Ids; those whose database cannot be read are a
         try: return is_behind(t.path)
         except (StoreError, KeyError): return True
     return [t.id for t in self.values() if old(t)]
+
+# %% ../nbs/22_tenants.ipynb #1830cf71
+@patch
+def forget(self:Tenants, *,
+    containing:str=None, # A text in anything that a job keeps; None to go by `payload`
+    payload:dict=None, # Arguments by name that the job was given, among others; None to go by `containing`
+    tenant:str=None, # Only this tenant; None for all
+    job_type:str=None, # Only jobs of this type; None for all
+    vacuum:bool=True, # Whether to rewrite the files in which anything was removed
+)->dict: # `Forgotten`, or the error as text, by tenant id, of those where there was anything
+    "Remove all jobs that know of something, see `BackgroundTaskManager.forget`. Raises `TypeError`, `ValueError`, `KeyError`; safe to repeat"
+    chosen(containing, payload)
+    return self._each(lambda t: t.jobs.forget(containing=containing, payload=payload, job_type=job_type, vacuum=vacuum),
+                      [self[tenant].id] if tenant is not None else list(self), lambda o: o.removed or o.running)
+
+@patch
+def reseal(self:Tenants)->dict: # How many jobs were rewritten, or the error as text, by tenant id, of those where there was anything
+    "Seal everything with the first of each tenant's keys. Safe to repeat"
+    return self._each(lambda t: t.jobs.reseal() if self._keys_of(t.id) else 0, list(self), bool)
+
+@patch
+def _each(self:Tenants, do, ids, tell):
+    out = {}
+    for id in ids:
+        try: v = do(Tenant(self, id))
+        except (StoreError, KeyError) as e: out[id] = str(e); continue
+        if tell(v): out[id] = v
+    return out
