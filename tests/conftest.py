@@ -3,6 +3,7 @@ import contextlib, fcntl, os, signal, sys, tempfile
 from pathlib import Path
 import pytest
 
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)   # hundreds of processes are started below, and each would compile the package anew
 sys.path.insert(0, str(Path(__file__).parent/'apps'))   # their tasks are importable here by the name they have there
 from util import PgTenant, Tenant, stop_worker
 from pg import pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
