@@ -51,6 +51,16 @@ class Tenant:
         for o in self.dbs: o.conn.close()
 
 both = ['sqlite', 'postgres']
+three = ['sqlite', 'fastsql', 'postgres']     # on a file through fastsql too
+
+class SqlTenant(Tenant):
+    "A file that the app uses through fastsql"
+    def db(self):
+        self.dbs.append(db := opened(f'sqlite:///{self.path}'))
+        return db
+    def close(self):
+        super().close()
+        for o in self.dbs: o.engine.dispose()
 
 def on_server(t): return isinstance(t, PgTenant)
 
@@ -73,7 +83,7 @@ def stop_worker(s=2.):
 
 def opened(path, s=10.):
     "fastlite's `database`, whose PRAGMA optimize may meet a lock; fastsql's for the URL of a server"
-    if str(path).startswith('postgresql://'):
+    if '://' in str(path):
         import fastsql
         return fastsql.database(path)
     end = time.monotonic()+s
