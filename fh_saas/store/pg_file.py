@@ -35,6 +35,13 @@ class _Rows(list):
         super().__init__(cur.fetchall() if cur.description else ())
     def fetchall(self): return self
 
+def _cursor(raw):
+    "A cursor for the store's statements; what is said of texts above is not for the app's"
+    if (c := getattr(raw, '_fh_saas_cursor', None)) is None:
+        raw._fh_saas_cursor = c = raw.cursor()
+        c.adapters.register_dumper(str, _Text)
+    return c
+
 class PgConn:
     "A connection of the driver's, with the calls that the store makes on SQLite's"
     def __init__(self,
@@ -46,8 +53,7 @@ class PgConn:
         self.raw,self.schema,self.locks,self.key,self.give = raw,schema,locks or {},key,raw.close
         self._last = self._all = 0
         self.last = []                     # statements of PostgreSQL's own for the end of the transaction, with their values
-        self._cur = raw.cursor()           # what is said of texts below holds for the store's statements, not for the app's
-        self._cur.adapters.register_dumper(str, _Text)
+        self._cur = _cursor(raw)
     def __repr__(self): return f'PgConn({self.raw!r})'
     @property
     def in_transaction(self):

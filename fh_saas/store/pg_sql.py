@@ -95,6 +95,7 @@ def quoted(
     if not name or set(name)&set('%\0') or len(name.encode())>63: raise ValueError(f'schema must be a name of 1 to 63 bytes without %, not {name!r}')
     return '"'+name.replace('"', '""')+'"'
 
+@lru_cache(4096)
 def in_schema(
     sql:str, # A statement
     schema:str=None, # Name of the schema; None to leave it to the connection's search path
