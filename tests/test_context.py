@@ -7,6 +7,7 @@ import pytest
 from fh_saas.context import JobContext, current_job
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
+from util import both as stores
 from util import ddl, done, until
 if TYPE_CHECKING: from fh_saas.context import JobContext as OnlyForTypes
 

@@ -8,6 +8,7 @@ from fh_saas.executor import INTERRUPTED, call
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.retry import Discard, RetryIn, RetryPolicy, Snooze
 from fh_saas.utils_bgtsk import JobNotFound, StoreBusy
+from util import both as stores
 from util import all_done, done, end, process, run_py, said, stop_worker, until
 
 ran,gate,begun = [],threading.Event(),threading.Event()
@@ -567,6 +568,7 @@ def test_width_of_a_queue_over_tenants(tmp_path):
 
 # --- why it does not run
 
+@pytest.mark.on_sqlite('workers of other machines are not known')
 def test_explain(t, m, clock):
     at = to_iso(clock.t+60)
     assert m.explain(m.options(delay=60).submit('a', note)[0])==f'it is due at {at}'
@@ -622,6 +624,7 @@ def test_explain_the_grace(t):
     id,_ = m.submit('a', note)
     assert m.explain(id)==f'it is due when its BackgroundTask is called, or at {m.get_job(id).run_at}'
 
+@pytest.mark.on_sqlite('workers of other machines are not known')
 def test_explain_a_limited_type(m):
     m.limit('a', 1)
     a,b = m.submit_many('a', note, [{}, {}])
@@ -643,10 +646,12 @@ def test_explain_a_database_that_cannot_be_written(m, monkeypatch):
     m._lane._sick(StoreBusy('t.db stayed locked'))
     assert m.explain(id)=='the database cannot be written at the moment: t.db stayed locked'
 
+@pytest.mark.on_sqlite('workers of other machines are not known')
 def test_explain_what_the_older_package_left(m):
     m.db.conn.execute("insert into tenant_jobs(id,job_type,status,payload,max_retries,retry_count) values('old','a','pending','{}',3,0)")
     assert m.explain('old')=='it was left by the older package and names no task; see adopt()'
 
+@pytest.mark.on_sqlite('workers of other machines are not known')
 def test_explain_what_nobody_knows(t):
     run_py(t, "m = mgr(worker=False); m.submit('z', lambda: 0)")
     m = t.mgr(worker=False)

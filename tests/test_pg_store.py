@@ -152,6 +152,17 @@ def test_claim_by_name_and_queue(s):
     assert _ids(_claim(s, only='["m:g","m:h"]', queues=((None, 10), ('x', 10)), limit=2))==['h0','h1']
     assert _ids(_claim(s, queues=((None, 2), ('x', 1))))==['f0','f1','h2'] and _claim(s, queues=())==[]
 
+def test_equals_go_first_come_first_served(s):
+    "Also those that were held in between, whose rows have been written anew"
+    s.insert([new_job(i, task='m:f') for i in 'cadbe'])
+    with s.writing() as c:
+        got = s.claim('a', _T(50), 3, _T(59))
+        controls.hold(c, [got[1], got[2], got[0]], 'l:k')
+        assert controls.let_go(c, [('l:k', 1)])==1
+    assert _ids(_claim(s, limit=2))==['c','b']
+    with s.writing() as c: controls.let_go(c, [('l:k', 5)])
+    assert _ids(_claim(s, limit=1))==['a'] and _ids(_claim(s, only='["m:f"]'))==['d','e']
+
 def test_overview(s):
     s.insert([new_job(f'{i}', job_type='ab'[i%2], created_at=_T(i)) for i in range(6)])
     s.insert([new_job('k', parents='["5"]', on_failed='run')])

@@ -231,7 +231,8 @@ def is_lost(
 # %% ../../nbs/store/21_pg_file.ipynb #1c7b2626
 _TYPES = [(r'\btext\b', 'text collate "C"'), (r'\breal\b', 'double precision'), (r'\bbytes integer\b', 'bytes bigint'), (r' without rowid', ''),
           (r'tj_history on tenant_jobs\(job_type, status\)', 'tj_history on tenant_jobs(job_type, status, rowid)'),
-          (r'tj_due on tenant_jobs\(queue, ', "tj_due on tenant_jobs(coalesce(queue,''), ")]
+          (r'tj_due on tenant_jobs\(queue, priority, run_at', "tj_due on tenant_jobs(coalesce(queue,''), priority, run_at, rowid"),
+          (r'tj_held on tenant_jobs\(held, priority, run_at', 'tj_held on tenant_jobs(held, priority, run_at, rowid')]
 
 def _typed(s):
     for a,b in _TYPES: s = re.sub(a, b, s, flags=re.I)

@@ -94,7 +94,7 @@ def _put(self:PgStore, conn, jobs):
 # %% ../../nbs/store/22_postgres.ipynb #e793f81a
 _GOT = ','.join(f't.{o}' for o in ('rowid', 'id', 'fence', *_sqlite._COLS.split(',')))
 _TAKE = f"update tenant_jobs t set status='running', ready=null, fence=t.fence+1, owner=%s, started_at=%s from j where t.rowid=j.rowid returning {_GOT}"
-_LINE = "select rowid{} from tenant_jobs where ready=1 and coalesce(queue,'')=%s order by priority,run_at limit %s{}"
+_LINE = "select rowid{} from tenant_jobs where ready=1 and coalesce(queue,'')=%s order by priority,run_at,rowid limit %s{}"
 _SKIP = ' for update skip locked'
 
 def _line(queue, cols='', skip=_SKIP):
@@ -106,8 +106,8 @@ def _claim_sql(queues, limit, only):
     parts = [(*_line(q, ',priority,run_at,task'), 1000 if only else n) for q,n in queues] if only is None else [(*_line(q, ',priority,run_at,task', ''), 1000) for q,_ in queues]
     each = ' union all '.join(f'(select * from ({sql}) q{i})' for i,(sql,_,_) in enumerate(parts))
     args = [v for _,a,n in parts for v in (*a, n)]
-    if only is None: return f'select rowid from ({each}) q order by priority,run_at limit %s',(*args, limit)
-    return (f'select k.rowid from ({each}) q join tenant_jobs k on k.rowid=q.rowid where q.task=any(%s) and k.ready=1 order by q.priority,q.run_at limit %s for update of k skip locked',
+    if only is None: return f'select rowid from ({each}) q order by priority,run_at,rowid limit %s',(*args, limit)
+    return (f'select k.rowid from ({each}) q join tenant_jobs k on k.rowid=q.rowid where q.task=any(%s) and k.ready=1 order by q.priority,q.run_at,q.rowid limit %s for update of k skip locked',
             (*args, msgspec.json.decode(only), limit))
 
 # %% ../../nbs/store/22_postgres.ipynb #911aa355
