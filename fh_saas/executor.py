@@ -61,7 +61,7 @@ def _theirs(tb):
     while t and t.tb_frame.f_globals.get('__name__')==__name__: t = t.tb_next
     return t or tb
 
-# %% ../nbs/10_executor.ipynb #44c303e8
+# %% ../nbs/10_executor.ipynb #77db662e
 def hidden(
     out:Outcome, # How the attempt ended
     hide, # A `Redactor`
@@ -71,7 +71,7 @@ def hidden(
     try: return out._replace(error=hide.text(out.error), summary=hide.text(out.summary))
     except Exception as e: return out._replace(error=f'[not shown: hiding its secrets failed with {_name(e)}]', summary='[not shown]')
 
-# %% ../nbs/10_executor.ipynb #77db662e
+# %% ../nbs/10_executor.ipynb #1453dc57
 def raised(
     e:BaseException, # What the task raised
     task:Task, # Its task
@@ -93,38 +93,13 @@ def returned(
     try: return _quick(Outcome, ('returned', dump_result(v), None, None, None, False))
     except BaseException as e: return Outcome('returned', error=clip(f'completed, but its result of type {_name(v)} was not kept: {failed(e).summary}'))
 
-def call(
-    task:Task, # What to run
-    claim:Claim, # The job in hand
-    a=None, # The `Attempt`, for the task's `JobContext`; None for none
-)->Outcome:
-    "Run one attempt in this thread. An `async` task runs on a loop of its own. Never raises"
-    try:
-        kw = load_kwargs(task.func, claim.payload, claim.typed)
-        if task.wants: kw[task.wants] = context_of(a)
-        if in_use and (fs := arounds_of(a)): v = Context().run(_enclosed, a, fs, task, kw)
-        else: v = Context().run(_within, a, task.func, kw)
-        if hasattr(type(v), '__await__'): v = _alone(v, a)
-    except BaseException as e: return raised(e, task)
-    return returned(v)
-
-# %% ../nbs/10_executor.ipynb #97869be2
-def _within(a, func, kw):
-    current.set(a)
-    return func(**kw)
-
+# %% ../nbs/10_executor.ipynb #79cde832
 class _Alone:
     "An attempt on a loop of its own, for whoever wants it to end"
     def __init__(self): self.task,self.loop = asyncio.current_task(),asyncio.get_running_loop()
     def kill(self, grace_s=None):
         try: self.loop.call_soon_threadsafe(self.task.cancel)
         except RuntimeError: pass          # it has ended
-
-def _enclosed(a, fs, task, kw):
-    current.set(a)
-    if _is_async(task.func): return _alone(aenclosed(a, fs, task.func, kw), a)
-    def func(**kw): v = task.func(**kw); return _alone(v, a) if hasattr(type(v), '__await__') else v
-    return enclosed(a, fs, func, kw)
 
 def _alone(aw, a):
     "Await `aw` in a thread that may or may not already run a loop"
@@ -143,6 +118,35 @@ def _alone(aw, a):
     if e is not None: raise e
     return v
 
+# %% ../nbs/10_executor.ipynb #424c504b
+def _within(a, func, kw):
+    current.set(a)
+    return func(**kw)
+
+def _enclosed(a, fs, task, kw):
+    current.set(a)
+    if _is_async(task.func): return _alone(aenclosed(a, fs, task.func, kw), a)
+    def func(**kw): v = task.func(**kw); return _alone(v, a) if hasattr(type(v), '__await__') else v
+    return enclosed(a, fs, func, kw)
+
+_PLAIN = {dict, list, str, int, float, bool, type(None)}      # looking for what is not there takes a quarter of a microsecond
+
+def call(
+    task:Task, # What to run
+    claim:Claim, # The job in hand
+    a=None, # The `Attempt`, for the task's `JobContext`; None for none
+)->Outcome:
+    "Run one attempt in this thread. An `async` task runs on a loop of its own. Never raises"
+    try:
+        kw = load_kwargs(task.func, claim.payload, claim.typed)
+        if task.wants: kw[task.wants] = context_of(a)
+        if in_use and (fs := arounds_of(a)): v = Context().run(_enclosed, a, fs, task, kw)
+        else: v = Context().run(_within, a, task.func, kw)
+        if type(v) not in _PLAIN and hasattr(type(v), '__await__'): v = _alone(v, a)
+    except BaseException as e: return raised(e, task)
+    return returned(v)
+
+# %% ../nbs/10_executor.ipynb #5c218cd9
 async def acall(
     task:Task, # An `async` task
     claim:Claim, # The job in hand
