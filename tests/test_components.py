@@ -283,6 +283,10 @@ def test_a_foreign_job_and_a_refusal_in_a_browser(t, browser, htmx):
             page.wait_for_selector('.fh-job-alert:visible')
             assert page.inner_text('.fh-job-alert')=='Two imports run already.' and page.is_enabled('text=Too many') and not page.wrong
             assert [o for o in asked[n:] if '/_jobs/' in o]==[]
+            if htmx=='ours' and url=='/look/nothing':
+                page.click('text=Away')
+                page.wait_for_selector('h1:has-text("Imports")')
+                assert page.url.endswith(f':{s.port}/'), 'a redirect leads elsewhere, and is not put into the page'
             page.context.close()
 
 def test_axe(t, browser):
