@@ -221,6 +221,7 @@ def browser():
 def page_of(browser, s, url='/'):
     "A page of tenant acme, which notes what is asked of whom and what goes wrong"
     page = browser.new_context(base_url=f'http://127.0.0.1:{s.port}').new_page()
+    page.set_default_timeout(100_000)
     page.hosts,page.wrong = set(),[]
     page.on('request', lambda r: page.hosts.add(r.url.split('/')[2]))
     page.on('pageerror', lambda e: page.wrong.append(str(e)))
