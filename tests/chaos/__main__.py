@@ -44,6 +44,11 @@ def versions(s, a):
     for k,v in versions.run(s/3).items(): print(f'    {k:40} {v:>9,}')
     print('    '+soak.run(max(5., s*2/3-30), seed=a.seed, workers=4, older=versions.older).replace('\n', '\n    '))
 
+def flood(s, a):
+    "Much at once: locks, big jobs, very many jobs"
+    from . import flood
+    for o in flood.run(s): print('    '+o, flush=True)
+
 PARTS = dict(
     state=state,
     points=points,
@@ -51,6 +56,7 @@ PARTS = dict(
     soak=soak,
     times=times,
     versions=versions,
+    flood=flood,
 )
 
 p = argparse.ArgumentParser(prog='python -m tests.chaos')
