@@ -83,6 +83,7 @@ def test_third_crash_waits(t):
     assert p.returncode==-9
     with process(t, WORK) as p: assert done(t.look(), id, 5, 'failed').retry_count==3
 
+@pytest.mark.alone
 @pytest.mark.parametrize('task', ['gated','agated'])
 def test_another_process_takes_over_within_a_second(t, task):
     "P6 and the budget of section 7: a crash is noticed at once by another process on the file"

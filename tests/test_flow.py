@@ -48,6 +48,7 @@ def test_worker_goes_down_a_chain_at_once(t, f):
     done(m, last)
     assert seen==list(range(60)) and time.monotonic()-began<10
 
+@pytest.mark.alone
 def test_by_hand_frees_and_others_hear(t):
     "A process that runs no worker ends the parent; another one's worker takes the child at once"
     with process(t, "m = mgr(tasks=[quick]); out('up'); m.run()") as p:
@@ -122,6 +123,7 @@ def test_lambda_that_falls_is_forgotten(t):
     done(m, b, status='failed')
     until(lambda: not m._lane.known.held)
 
+@pytest.mark.alone
 def test_background_task_of_a_waiting_child(t):
     "Awaited by Starlette, it waits for the child's end, which comes with its parent's"
     from fh_saas.utils_bgtsk import JobTask

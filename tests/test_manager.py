@@ -142,6 +142,7 @@ def test_awaited_twice_and_together(t):
     asyncio.run(main())
     assert time.monotonic()-began<2 and len(t.log('ran'))==1 and m.get_job(id).status=='completed'
 
+@pytest.mark.alone
 def test_awaited_after_the_end(t):
     "The grace is over and the job done before Starlette comes: the wait ends at once, nothing runs again"
     m = t.mgr(handoff=0)
@@ -151,6 +152,7 @@ def test_awaited_after_the_end(t):
     asyncio.run(bg())
     assert time.monotonic()-began<.3 and len(t.log('ran'))==1
 
+@pytest.mark.alone
 def test_wait_s(t):
     "Awaiting lasts wait_s at most and never raises; the job goes on"
     m = t.mgr(wait_s=.1)
@@ -171,6 +173,7 @@ def test_awaited_failure(t):
     asyncio.run(asyncio.wait_for(bg(), 2))
     assert (m.get_job(id).status,m.get_job(id).retry_count)==('pending',1)
 
+@pytest.mark.alone
 @pytest.mark.parametrize('off', ['worker=False', 'env'])
 def test_no_worker_here(t, off):
     "Section 5: without a worker the BackgroundTask returns at once and starts no thread; another process runs the job without grace"
@@ -258,6 +261,7 @@ def test_transaction_commits_both(t, notes):
         assert notes()==[] and seen.list_jobs()==[]
     assert notes()==['a'] and done(m, id).result=='2'
 
+@pytest.mark.alone
 def test_transaction_announces_all(t):
     "Jobs of one block start at once, also the due ones that come after one in its grace"
     m,took = t.mgr(handoff=30),[]
@@ -328,6 +332,7 @@ def test_neighbours_rollback(t, notes):
     go.set(); th.join()
     assert m.get_job(id).status=='pending'
 
+@pytest.mark.alone
 def test_submit_in_ones_own_write_transaction(t, notes):
     "Section 5: inside `with db.conn` it fails quickly, and names transaction(); nothing is stored"
     m,db = t.look(),t.dbs[0]
@@ -480,6 +485,7 @@ def test_memory(t):
 
 # --- what it costs
 
+@pytest.mark.alone
 def test_idle_cpu(tenants):
     "P10: a worker with three open tenants and nothing to do uses less than 1 % of a core"
     ts = [tenants(o) for o in 'abc']

@@ -3,7 +3,7 @@ import inspect, os, re, signal, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
-import apsw, httpx
+import apsw
 from fastlite import database
 from fh_saas import worker as _w
 from fh_saas.utils_bgtsk import BackgroundTaskManager
@@ -114,6 +114,7 @@ def process(t, code, *args, **kw):
 class Server:
     "uvicorn in a process of its own, on a free port"
     def __init__(self, t, app='web:app', args=None, **kw):
+        import httpx                        # here, since most processes that the tests start have no use for it
         self.t,self.out = t,t.dir/f'server{len(list(t.dir.glob("server*")))}.txt'
         cmd = args or ['-m', 'uvicorn', app, '--port', '0', '--no-access-log']
         self.p = subprocess.Popen([sys.executable, *cmd], stdout=open(self.out, 'w'), stderr=subprocess.STDOUT, cwd=t.dir,
