@@ -49,6 +49,11 @@ def flood(s, a):
     from . import flood
     for o in flood.run(s): print('    '+o, flush=True)
 
+def hostile(s, a):
+    "Whatever is given"
+    from . import hostile
+    for k,v in hostile.run(s, a.seed).items(): print(f'    {k:20} {v["taken"]:>7,} taken {v["refused"]:>7,} refused')
+
 PARTS = dict(
     state=state,
     points=points,
@@ -57,6 +62,7 @@ PARTS = dict(
     times=times,
     versions=versions,
     flood=flood,
+    hostile=hostile,
 )
 
 p = argparse.ArgumentParser(prog='python -m tests.chaos')
