@@ -8,7 +8,7 @@ from fh_saas.context import JobContext, current_job
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 from util import both as stores
-from util import ddl, done, until
+from util import ddl, done, on_server, until
 if TYPE_CHECKING: from fh_saas.context import JobContext as OnlyForTypes
 
 # --- who am I
@@ -185,6 +185,7 @@ def test_cursor_survives_kill(t):
     assert [o.split(' ', 1)[1] for o in j.log.splitlines()]==['from 0','from 501']
     assert [int(o[2]) for o in t.log('row')]==list(range(1000))
 
+@pytest.mark.on_sqlite('locks the file')
 def test_notes_wait_for_a_locked_file(t):
     "What could not be written waits for the lock, and nothing of it is lost"
     go,said = threading.Event(),threading.Event()
@@ -200,6 +201,7 @@ def test_notes_wait_for_a_locked_file(t):
     j = done(m, id)
     assert json.loads(j.progress)['done']==1 and j.log.endswith(' one') and j.cursor=='1'
 
+@pytest.mark.on_sqlite('writes SQL of its own')
 def test_lost_claim(t):
     "An attempt whose job was taken over changes nothing more; check() tells it, and a catch-all does not hide that"
     go,got = threading.Event(),[]
@@ -273,7 +275,7 @@ def test_log_from_threads(t):
 
 # --- steps
 
-def steps(m, id): return m.db.q('select name,result from tenant_job_steps where job=? order by at', (id,))
+def steps(m, id): return [dict(name=n, result=r) for n,r in m._lane.store.read('select name,result from tenant_job_steps where job=? order by at', (id,))]
 
 class Clocked:
     "A manager whose time is set by hand"
@@ -348,6 +350,7 @@ def test_kill_among_steps(t, where, one, two):
     with process(t, STEPS+'m.run()', where): j = done(t.look(), job.id)
     assert (j.result,j.retry_count,len(t.log('one')),len(t.log('two')))==('["first","second"]', 1, one, two)
 
+@pytest.mark.on_sqlite('writes SQL of its own')
 def test_step_of_a_lost_attempt(t):
     "An attempt that was overtaken keeps nothing, stops at its next step, and changes nothing of the job"
     c,got = Clocked(t),[]
@@ -386,6 +389,7 @@ def test_failed_step(t):
     c.run()
     assert c.m.get_job(id).result=='3'
 
+@pytest.mark.on_sqlite("counts the file's changes")
 def test_no_trace_without_steps(t):
     "A job that uses nothing of this is changed as often as before: by its claim, its end and the tenant's meter"
     m = t.mgr(worker=False)
@@ -486,10 +490,11 @@ async def af(job:JobContext):
     die('after')
 where = sys.argv[3]
 if where=='commit':       # killed by the commit itself, when it is durable and nobody knows
-    from fh_saas.store.sqlite import SqliteStore
-    commit = SqliteStore.commit
+    from fh_saas.databases import lane_of
+    store = type(lane_of(db).store)
+    commit = store.commit
     def then_die(self, conn): commit(self, conn); die('commit')
-    SqliteStore.commit = then_die
+    store.commit = then_die
 m = mgr(tasks={'f':f, 'af':af, 'child':child}, handoff=0)
 '''
 @pytest.mark.parametrize('task', ['f','af'])
@@ -524,6 +529,7 @@ def test_exactly_once_among_processes(t):
     with process(t, RACE+'m.run()'): until(lambda: len(m.list_jobs(status='completed', limit=1000))==200, 60)      # one that crashed more than once waits longer each time
     assert bookings(m)==list(range(200))
 
+@pytest.mark.on_sqlite('writes SQL of its own')
 def test_transaction_of_a_lost_attempt(t):
     "P3: if another took the job over before the block, its end rolls back"
     c = Clocked(t); with_table(c.m)
@@ -582,6 +588,7 @@ def test_no_place_for_a_transaction(t):
     assert ':memory:' in m.get_job(id).error_log
     m.close()
 
+@pytest.mark.on_sqlite('locks the file')
 def test_transaction_meets_a_lock(t):
     "A file that stays locked is a failed attempt, not a lost job"
     c = Clocked(t); with_table(c.m)
@@ -777,6 +784,7 @@ def test_many_unique_children(t):
 
 def late(m): return next(iter(m._lane.hand.values())).late
 
+@pytest.mark.on_sqlite('on a server the block holds no lock, see the next')
 def test_timeout_inside_the_block(t):
     "The time is up while the block holds the lock: the commit comes first, and it stands"
     m = with_table(t.mgr(handoff=0))
@@ -789,6 +797,21 @@ def test_timeout_inside_the_block(t):
     j = done(m, id)
     until(lambda: not m._lane.hand)
     assert (j.result,bookings(m),m.get_job(id).status)==('"in time"',[1],'completed')
+
+def test_timeout_inside_the_block_on_a_server(t):
+    "There the block holds nothing up: the failure is written first, and nothing of the block remains"
+    if not on_server(t): pytest.skip('see the one before')
+    m,ends = with_table(t.mgr(handoff=0)),[]
+    def f(job:JobContext):
+        try:
+            with job.transaction() as db:
+                db.t.bookings.insert(n=1)
+                until(lambda: m.get_job(job.id).status=='failed')
+        except BaseException as e: ends.append(type(e).__name__); raise
+    id,_ = m.options(timeout=.05).submit('b', f, max_retries=1)
+    j = done(m, id, status='failed')
+    until(lambda: ends)
+    assert (ends,bookings(m),m.get_job(id))==(['LostClaim'],[],j)
 
 def test_timeout_before_the_block(t):
     "The time is up before the block begins: it does not begin, and the failure stands"
