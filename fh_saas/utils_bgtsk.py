@@ -11,7 +11,7 @@ import asyncio, inspect, os, signal, sys, threading
 import time as _clock
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import datetime
 from fastcore.basics import patch, patch_to
 from operator import attrgetter
 from typing import Callable, Optional
@@ -25,7 +25,8 @@ from .context import JobContext, current, current_job
 from .executor import Outcome, clip
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
-from .lane import Attempt, generation, open_lane
+from .databases import check_database, lane_of
+from .lane import Attempt, generation
 from .maintenance import look_in, mend
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
@@ -89,7 +90,7 @@ _fields = {o.name for o in fields(TenantJob)}
 class BackgroundTaskManager:
     "Lightweight background task manager for tenant-level operations"
     def __init__(self,
-        db:'Database', # The tenant's fastlite `Database`
+        db:'Database', # The tenant's `Database`, of fastlite or of fastsql
         *,
         tasks:list=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
         worker:bool=True, # Whether this process runs jobs; the environment's `FH_SAAS_WORKER=0` switches that off
@@ -101,10 +102,9 @@ class BackgroundTaskManager:
         busy_s:float=5., # How long to wait for a locked database, in seconds
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
-        clock:Callable=_clock.time, # The time in seconds since 1970
+        clock:Callable=_clock.time, # The time in seconds since 1970; on PostgreSQL the machine's clock stands for the server's
     ):
-        if not isinstance(conn := getattr(db, 'conn', None), apsw.Connection):
-            raise TypeError(f'BackgroundTaskManager takes a fastlite Database, not {db!r}')
+        check_database(db)
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
                        payload_limit=payload_limit, clock=clock, **_widths(queues))
         self.db,self.handoff,self.wait_s,self.busy_s,self.drain_s = db,handoff,wait_s,busy_s,drain_s
@@ -150,9 +150,9 @@ def _lane(self:BackgroundTaskManager):
 
 @patch
 def _open_lane(self:BackgroundTaskManager):
-    if self._known and not self._open.store.memory and not os.path.exists(self._open.key):
+    if self._known and self._open.store.inode and not os.path.exists(self._open.key):
         raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
-    lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
+    lane = lane_of(self.db, self._known, self.clock, self.busy_s)
     if self.clock is _clock.time: self.clock = lane.clock
     elif self.clock!=lane.clock: raise ValueError(f'clock: {lane.name} is open in this process with another one, {lane.clock!r}; a file has one clock')
     lane.users.add(self)
@@ -300,8 +300,8 @@ def _commit(self:BackgroundTaskManager, lane, jobs):
 
 @patch
 def _in_write(self:BackgroundTaskManager):
-    "Whether the app's connection is inside a write transaction"
-    conn = self.db.conn
+    "Whether the app's connection is inside a write transaction, which a submit would wait for"
+    if not isinstance(conn := self.db.conn, apsw.Connection): return False
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
@@ -653,14 +653,13 @@ class Transaction(Block):
 @patch
 def _begin(self:Transaction):
     "Open a connection and take the write lock"
-    from fastlite import Database
     if self.lane.store.memory: raise RuntimeError('a :memory: database has one connection only, so it has no transaction() of its own; use a file')
     self._pin = self.manager._using()
     self.lane = self._pin.__enter__()
     try: self._conn = self.lane.store.private(self.manager.busy_s)
     except BaseException: self._pin.__exit__(None, None, None); raise
     self.open = True
-    return Database(self._conn)
+    return self.lane.store.as_database(self._conn)
 
 @patch
 def _end(self:Transaction, ok):
@@ -865,24 +864,16 @@ def _failed_parent(self:BackgroundTaskManager, job):
     with self._using() as lane: p = next((o for o in lane.store.parents(job.id) if o['status'] in ('failed','cancelled')), None)
     return f'its parent {p["id"]} {"failed" if p["status"]=="failed" else "was cancelled"}; retry that first' if p else 'a parent of it had failed, and is no longer as it was'
 
-def _failed(job_type, error_contains, since):
-    "Which failed jobs, checked, as the store takes it"
-    if error_contains is not None and not _is_text(error_contains): raise TypeError(f'error_contains must be text, not {error_contains!r}')
-    if isinstance(since, str):
-        try: since = datetime.fromtimestamp(from_iso(since), timezone.utc)
-        except ValueError: raise ValueError(f'since must be a time in UTC as jobs have it, such as {to_iso(0)}, not {since!r}') from None
-    return None if job_type is None else _job_type(job_type),error_contains,None if since is None else to_iso(instant('since', since))
-
 @patch
 def retry_failed(self:BackgroundTaskManager,
     job_type:str=None, # Only jobs of this type; None for all
     error_contains:str=None, # Only jobs whose `error_log` holds this text; None for all
-    since:datetime|str=None, # Only jobs that failed then or later: with a time zone, or as text such as a job's `completed_at`; None for all
+    since:datetime=None, # Only jobs that failed then or later, with a time zone; None for all
 )->int: # How many are pending again
     "Give failed jobs all their attempts again. Raises `TypeError`, `ValueError`, `StoreError`"
-    which = _failed(job_type, error_contains, since)
+    at = None if since is None else to_iso(instant('since', since))
     with self._using() as lane:
-        n = lane.store.retry_failed(lane.now(), *which)
+        n = lane.store.retry_failed(lane.now(), None if job_type is None else _job_type(job_type), error_contains, at)
         if n: self._ring(lane); emit('jobs.retried', store=lane.name, tenant=lane.tenant, count=n)
     return n
 

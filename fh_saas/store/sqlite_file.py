@@ -163,6 +163,7 @@ def _inode(path):
 
 class SqliteFile:
     "A tenant's database file: a connection that writes, one that reads, and the table at its newest version"
+    remote = False                         # whether workers of other machines may be at it
     schema = 'schema',VERSION,_upgrade     # key of the version in tenant_meta, the newest version, what brings the tables there
     def __init__(self,
         path:str, # The file; empty for `:memory:`
@@ -320,6 +321,14 @@ def private(self:SqliteFile,
             c.execute('begin immediate')
     except BaseException: p.conn.close(); raise
     return p.conn
+
+@patch
+def as_database(self:SqliteFile,
+    conn:apsw.Connection, # What `private` gave
+): # A fastlite `Database`
+    "The connection, as the app knows databases"
+    from fastlite import Database
+    return Database(conn)
 
 @patch
 def commit(self:SqliteFile,
