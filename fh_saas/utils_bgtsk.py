@@ -11,7 +11,7 @@ import asyncio, inspect, os, signal, sys, threading
 import time as _clock
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timezone
 from fastcore.basics import patch, patch_to
 from operator import attrgetter
 from typing import Callable, Optional
@@ -864,16 +864,24 @@ def _failed_parent(self:BackgroundTaskManager, job):
     with self._using() as lane: p = next((o for o in lane.store.parents(job.id) if o['status'] in ('failed','cancelled')), None)
     return f'its parent {p["id"]} {"failed" if p["status"]=="failed" else "was cancelled"}; retry that first' if p else 'a parent of it had failed, and is no longer as it was'
 
+def _failed(job_type, error_contains, since):
+    "Which failed jobs, checked, as the store takes it"
+    if error_contains is not None and not _is_text(error_contains): raise TypeError(f'error_contains must be text, not {error_contains!r}')
+    if isinstance(since, str):
+        try: since = datetime.fromtimestamp(from_iso(since), timezone.utc)
+        except ValueError: raise ValueError(f'since must be a time in UTC as jobs have it, such as {to_iso(0)}, not {since!r}') from None
+    return None if job_type is None else _job_type(job_type),error_contains,None if since is None else to_iso(instant('since', since))
+
 @patch
 def retry_failed(self:BackgroundTaskManager,
     job_type:str=None, # Only jobs of this type; None for all
     error_contains:str=None, # Only jobs whose `error_log` holds this text; None for all
-    since:datetime=None, # Only jobs that failed then or later, with a time zone; None for all
+    since:datetime|str=None, # Only jobs that failed then or later: with a time zone, or as text such as a job's `completed_at`; None for all
 )->int: # How many are pending again
     "Give failed jobs all their attempts again. Raises `TypeError`, `ValueError`, `StoreError`"
-    at = None if since is None else to_iso(instant('since', since))
+    which = _failed(job_type, error_contains, since)
     with self._using() as lane:
-        n = lane.store.retry_failed(lane.now(), None if job_type is None else _job_type(job_type), error_contains, at)
+        n = lane.store.retry_failed(lane.now(), *which)
         if n: self._ring(lane); emit('jobs.retried', store=lane.name, tenant=lane.tenant, count=n)
     return n
 
