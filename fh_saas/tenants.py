@@ -14,6 +14,7 @@ from . import worker as _w
 from .around import add_around
 from .check_in import check_in, make_file, set_gate
 from .databases import Fastsql, run_folder
+from .engines.engine import ENGINES
 from .engines.engine import engine as engine_named
 from .ids import from_iso, to_iso
 from .lane import generation, mind, open_lane
@@ -369,7 +370,7 @@ def _db(self:Tenants, id):
 def _shut_dbs(self:Tenants):
     "Close connections of the app's that have been idle longest"
     for id,db in sorted(self._dbs.items(), key=lambda o: o[1].__dict__['_used_at'])[:max(1, self.most_open//8)]:
-        if db._shut(): self._dbs.pop(id)
+        if self._server or db._shut(): self._dbs.pop(id)      # on a server it is closed with its last user
 
 # %% ../nbs/22_tenants.ipynb #48ceb7e4
 @patch
@@ -760,6 +761,13 @@ def _engine_of(self:Tenants, engine):
     if engine is not None and not all(callable(getattr(engine, o, None)) for o in ('ring', 'serve', 'stop')):
         raise TypeError(f'engine must have ring, serve and stop, see fh_saas.engines.engine; {engine!r} has not')
     return engine
+
+@patch
+def _check_engine(self:Tenants, name):
+    "Raise `ValueError` unless rings go through the engine of that name: a worker that listens elsewhere would hear nothing"
+    e = self._engine
+    has = next((k for k,v in ENGINES.items() if v==f'{type(e).__module__}:{type(e).__name__}'), f'{type(e).__module__}:{type(e).__name__}') if e else 'none'
+    if has!=name: raise ValueError(f"{self!r} rings through {has}; where it is made say engine={name!r}" + ('' if self._url else ', which needs tenants on a server'))
 
 @patch
 def _ring_far(self:Tenants, name):

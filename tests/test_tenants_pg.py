@@ -1,20 +1,21 @@
 "Tenants on a PostgreSQL server: what holds for files holds there, and a worker anywhere is woken"
-import subprocess, sys, threading, time
+import os, signal, subprocess, sys, time
 
 import psycopg, pytest
-from fh_saas.moving import TenantBusy
 from fh_saas.tenants import Tenants
-from fh_saas.utils_bgtsk import Discard, StoreError
+from fh_saas.utils_bgtsk import StoreError
 import work_pg as work
 from util import env, stop_worker, until
 
-@pytest.fixture(params=['schema', 'database'])
-def layout(request): return request.param
+@pytest.fixture
+def layout(): return 'schema'
+
+both = pytest.mark.parametrize('layout', ['schema', 'database'])
 
 @pytest.fixture
 def make(pg, layout):
     made = []
-    def make(**kw): made.append(ts := Tenants(pg, **dict(dict(layout=layout, tasks=[work.add, work.fail, work.slow, work.put]), **kw))); return ts
+    def make(**kw): made.append(ts := Tenants(pg, **dict(dict(layout=layout, handoff=0, tasks=[work.add, work.fail, work.slow, work.put]), **kw))); return ts
     yield make
     stop_worker()
     for o in made: o.close()
@@ -23,6 +24,7 @@ def make(pg, layout):
 
 def done(t, id, status='completed', s=20): until(lambda: t.jobs.get_job(id).status==status, s); return t.jobs.get_job(id)
 
+@both
 def test_a_job_of_each_of_two_tenants(make):
     ts = make()
     a,b = ts.create('acme', timezone='Europe/Berlin'),ts.create('Globex-2.eu')
@@ -42,6 +44,7 @@ def test_another_process_sees_it_and_takes_over(make, pg):
     make()
     assert done(t, i).result=='3'
 
+@both
 def test_freeze_thaw_rename_delete(make, pg, layout):
     ts = make()
     t = ts.create('acme')
@@ -85,6 +88,7 @@ def test_plans_and_shares(make):
     until(over)
     assert most==1
 
+@both
 def test_a_broken_tenant_costs_itself_alone(make, pg, layout):
     ts = make()
     a,b = ts.create('acme'),ts.create('globex')
@@ -95,6 +99,7 @@ def test_a_broken_tenant_costs_itself_alone(make, pg, layout):
     assert done(b, b.jobs.submit('sum', work.add, a=1, b=2)[0]).result=='3'
     until(lambda: 'acme' in ts.health()['tenants'], 30)
 
+@both
 def test_effects_in_the_tenants_database_once(make, pg):
     ts = make()
     t = ts.create('acme')
@@ -104,7 +109,7 @@ def test_effects_in_the_tenants_database_once(make, pg):
     assert t.db.q('select id from notes')==[{'id':7}]
     with t.jobs.transaction() as db:
         db.q('insert into notes values(8)')
-        j,_ = t.jobs.submit('sum', work.add, a=1, b=1) if False else (None, None)
+    with pytest.raises(ZeroDivisionError), t.jobs.transaction() as db: db.q('insert into notes values(9)'); 1/0
     assert [o['id'] for o in t.db.q('select id from notes order by id')]==[7, 8]
 
 def test_retry_cron_rollout(make):
@@ -130,7 +135,7 @@ print('ready', flush=True)
 time.sleep(600)
 '''
 
-@pytest.mark.parametrize('kind', ['postgres', 'procrastinate'])
+@pytest.mark.parametrize('layout,kind', [('schema', 'postgres'), ('database', 'procrastinate')])
 def test_a_worker_on_another_machine_is_woken_and_its_death_survived(pg, layout, kind, make, tmp_path):
     if kind=='procrastinate': pytest.importorskip('procrastinate')
     ts = make(worker=False, engine=kind)
@@ -159,3 +164,34 @@ def test_a_worker_on_another_machine_is_woken_and_its_death_survived(pg, layout,
         print(f'{kind} {layout}: rescued after {time.monotonic()-t1:.1f} s')
     finally:
         for p in ps: p.kill(); p.wait()
+
+APP = '''
+import os
+from fh_saas.tenants import Tenants
+import work_pg as work
+tenants = Tenants(os.environ['PG'], engine=os.environ.get('ENGINE'), worker=False, tasks=[work.add])
+'''
+
+def cli(tmp_path, pg, *args, **kw):
+    (tmp_path/'pgapp.py').write_text(APP)
+    return subprocess.Popen([sys.executable, '-c', 'from fh_saas.cli import main; main()', 'worker', 'pgapp:tenants', *args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+                            env=env(PG=pg, **kw))
+
+def test_worker_by_command(pg, tmp_path):
+    ts = Tenants(pg, engine='procrastinate', worker=False, handoff=0, tasks=[work.add])
+    t = ts.create('acme')
+    p = cli(tmp_path, pg, '--engine', 'procrastinate', ENGINE='procrastinate')
+    try:
+        assert 'serving Tenants' in p.stdout.readline()
+        i,_ = t.jobs.submit('sum', work.add, a=1, b=2)
+        assert done(t, i).result=='3'
+        p.send_signal(signal.SIGTERM)
+        assert p.wait(20)==0
+    finally: p.kill(); p.wait(); ts.close()
+
+def test_worker_on_another_engine_than_the_app(pg, tmp_path):
+    p = cli(tmp_path, pg, '--engine', 'procrastinate')
+    out = p.communicate(timeout=60)[0]
+    assert p.returncode and "rings through postgres; where it is made say engine='procrastinate'" in out
+    p = cli(tmp_path, str(tmp_path/'files'), '--engine', 'postgres')
+    assert 'needs tenants on a server' in p.communicate(timeout=60)[0] and p.returncode

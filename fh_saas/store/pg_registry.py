@@ -230,7 +230,7 @@ def database(self:PgServer,
         c.commit()
         return c
     db = fastsql.Database('postgresql+psycopg://', engine_kws=dict(creator=connect, pool_size=2, max_overflow=20))
-    db._used_at,db._shut = time.monotonic(),lambda: True      # let go, it is closed with its last user
+    db._used_at,db._shut = time.monotonic(),lambda: (db.conn.close(), db.engine.dispose())
     return db
 
 @patch
