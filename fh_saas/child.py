@@ -97,7 +97,7 @@ class Stand:
         task:Task, # What it runs
         claim:Claim, # The job in hand
         began:str=None, # When it began, as `to_iso` gives it
-        place:tuple=None, # (path of the database, folder of its presence, tenant); None for `:memory:`
+        place:tuple=None, # (path of the database, folder of its presence, tenant, and where there are such its keys and patterns to redact); None for `:memory:`
     ):
         self.task,self.claim,self.began,self.place,self.job,self.stop,self.over,self.claimed_at = task,claim,began,place,None,None,None,0.
         self._lane,self._over = None,threading.Event()
@@ -114,11 +114,20 @@ def _open(self:Stand):
     from fh_saas.lane import open_lane
     from fh_saas.presence import presence
     if not self.place: raise RuntimeError('a :memory: database exists in its own process alone, so a task with process=True has no JobContext there; use a file')
-    path,folder,tenant = self.place
+    path,folder,tenant,*guard = self.place
     lane = open_lane(path, here=presence(folder), check=lambda store: None)     # with a check, a file that is gone is not made anew
     lane.tenant = tenant
+    if guard: _guard(lane, *guard)
     threading.Thread(target=self._pace, args=(lane,), name='fh_saas-notes', daemon=True).start()
     return lane
+
+def _guard(lane, keys, patterns):
+    "Seal and redact as the parent does"
+    from fh_saas.keys import Keys
+    from fh_saas.redact import Redactor
+    from fh_saas.store.sealed import protect
+    if keys: protect(lane.store, Keys(*keys))
+    if patterns is not None: lane.hide = Redactor(*patterns)
 
 @patch
 def _pace(self:Stand, lane):

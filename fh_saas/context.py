@@ -169,7 +169,13 @@ def progress(self:JobContext,
     """Say how far the job has come; cheap, see Notes. Shown as JSON in the job's `progress`: done, total, message, at.
     Raises `TypeError` or `ValueError` for numbers below 0 or that are none"""
     self._say('progress', '_progress', (_number('done', done), None if total is None else _number('total', total),
-        None if message is None else _text('message', message, 500), self.lane.clock()))
+        None if message is None else _text('message', self._hidden(message), 500), self.lane.clock()))
+
+@patch
+def _hidden(self:JobContext, s):
+    "The text without what must not be stored"
+    h = getattr(self.lane, 'hide', None)
+    return h.text(s) if h and isinstance(s, str) else s
 
 # %% ../nbs/09_context.ipynb #c28b12f7
 LOG_BYTES,LINE_CHARS = 2**16,2**13   # longest log of a job, in bytes; longest text of one `log`, in characters
@@ -199,7 +205,7 @@ def log(self:JobContext,
     text:str, # One line or several
 ):
     "Add to the job's log, with the time; cheap, see Notes. Raises `TypeError` if it is not text"
-    text = f'{to_iso(self.lane.clock())} {_text("text", text, LINE_CHARS)}'
+    text = f'{to_iso(self.lane.clock())} {_text("text", self._hidden(text), LINE_CHARS)}'
     with self._lock:
         if self._lines is None: self._lines = _Lines(self._stored()[1])
         lines = self._lines.add(text)

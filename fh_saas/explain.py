@@ -10,6 +10,7 @@ import msgspec, time
 from .ids import from_iso, to_iso
 from .lane import Lane
 from .options import shown_key
+from .payload import SEALED
 from .slots import slots
 from .store.base import DUE, HANDED, HELD, LATER, PARKED, WAITS
 from .store.controls import ASKED, next_start, read_controls
@@ -94,6 +95,7 @@ def _due(lane, row):
 
 # %% ../nbs/16_explain.ipynb #9cb08f75
 def _later(lane, row):
+    if (row['payload'] or '').startswith('"'+SEALED): return f'its payload is sealed with a key that this process lacks; it is tried again at {row["run_at"]}'
     if row['ready']==HANDED: return f'it is due when its BackgroundTask is called, or at {row["run_at"]}'
     err,snoozed = (row['error_log'] or '').strip().splitlines(),_snoozed(row)
     after = f', after attempt {row["retry_count"]} of {row["max_retries"]} {"had " if snoozed else ""}failed'+(f': {err[-1]}' if err else '') if row['retry_count'] else ''

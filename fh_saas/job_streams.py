@@ -26,7 +26,7 @@ def read_jobs(
     "What can be seen of some jobs. Raises `StoreError`"
     with manager._using() as lane:
         rows = lane.store.read(f'select {_SEEN} from tenant_jobs where id in (select value from json_each(?))', (msgspec.json.encode(ids).decode(),))
-    return {r[0]:TenantJob(**dict(zip(_SEEN.split(','), r))) for r in rows}
+    return {r[0]:TenantJob(**lane.store.opened(dict(zip(_SEEN.split(','), r)))) for r in rows}
 
 def mark_of(
     j:TenantJob, # A job

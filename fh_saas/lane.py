@@ -11,7 +11,7 @@ from collections import deque
 from copy import copy
 from fastcore.basics import patch
 from . import events
-from .executor import Outcome, settle
+from .executor import Outcome, hidden, settle
 from .ids import JobIds, from_iso, to_iso
 from .limits import Limits
 from .presence import Presence, presence
@@ -44,6 +44,7 @@ LEASE_S = 60.   # only counts where locks say nothing: other machines, file syst
 
 class Lane:
     "One tenant's database in this process"
+    hide = None       # a `Redactor` through which errors, logs and messages go before they are stored
     def __init__(self,
         store:SqliteStore, # Where the rows are
         here:Presence=None, # This process, as others see it; None for `:memory:`, which has no others
@@ -401,7 +402,7 @@ def end(self:Lane,
     self.means[name] = took_s if m is None else .8*m+.2*took_s
     self.lately.add(name)
     a.ended,a.result = to_iso(now),out.result
-    if out.how!='returned' or out.error or a.job is not None and a.job.stepped: a.ack = settle(a.claim, out, a.began, now, a.task, a.stop)
+    if out.how!='returned' or out.error or a.job is not None and a.job.stepped: a.ack = settle(a.claim, hidden(out, self.hide) if self.hide else out, a.began, now, a.task, a.stop)
     self.acks.append(a)
     return a.ended
 
@@ -436,6 +437,7 @@ def finished(self:Lane,
 @patch
 def _end_over(self:Lane, a, out):
     b = a.over
+    if self.hide: out = hidden(out, self.hide)
     self.ended += 1
     a.ended,a.result,a.took,a.ack = b.ended,b.result,b.took,settle(a.claim, Outcome('returned', b.result), a.began, self.clock(), a.task)
     if out.how=='failed': log.warning('job %s was completed by its transaction(); what its task raised after that changes nothing: %s', a.claim.id, out.summary)

@@ -346,10 +346,10 @@ def close(self:LanePool):
     "Close all lanes; the worker has drained them"
     self.stop()
     for e in list(self.open.values()):
-        if e.lane and not e.lane.closed:
-            try: self.marks[e.id] = e.lane.store.mark()
+        if (lane := e.lane) and not lane.closed:           # an opener that is just closing it may forget it meanwhile
+            try: self.marks[e.id] = lane.store.mark()
             except StoreError: pass
-            e.lane.close()
+            lane.close()
     self.open.clear()
     end = self.mono()+2.
     while self._left and self.mono()<end:

@@ -65,21 +65,61 @@ def _try_lock(self:Presence, fd, exclusive=False):
     return True
 
 # %% ../nbs/07_presence.ipynb #49f4323d
-@patch
-def mark(self:Presence,
-    job_id:str, # The job whose attempt begins
-    fence:int, # Its fence
-    slot:int=None, # The slot of an attempt that ended in the same thread, to be overwritten; None for a free one
-)->int: # The slot, for `unmark` or the next `mark`; None where all are taken or the disk is full
-    "Note that an attempt executes; survives `kill -9`"
-    if self._fd is None: return None
-    if slot is None:
-        try: slot = self._free.popleft()
-        except IndexError: slot = self._more()
-        if slot is None: return None
-    _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode()[:40], fence)
-    return slot
+def _addr(dir_fd, folder, name):
+    "A socket address for `name` in `folder`, short enough for the kernel"
+    s = f'{folder}/{name}'
+    return s if len(s.encode())<100 or not os.path.isdir('/proc/self/fd') else f'/proc/self/fd/{dir_fd}/{name}'
 
+@patch
+def _open_bell(self:Presence):
+    "Bind the socket on which others ring; none on systems without Unix sockets"
+    self._dirfd = os.open(self.bells, os.O_RDONLY|os.O_CLOEXEC) if hasattr(os, 'O_CLOEXEC') else None
+    try:
+        self._sock = s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        s.setblocking(False)
+        s.bind(_addr(self._dirfd, self.bells, self.owner))
+    except (AttributeError, OSError) as e:
+        log.info('no doorbell in %s (%s): other processes find new work by looking once a second', self.dir, e)
+        if self._sock: self._sock.close()
+        self._sock = None
+
+# %% ../nbs/07_presence.ipynb #3c40e472
+@patch
+def ring(self:Presence,
+    name:str, # The database that has work
+    to:str=None, # Owner id of the only one to be woken; None for all
+):
+    "Wake the other processes of this folder, and, where an engine carries it, those of other machines. Never raises, never waits"
+    if self.far and not to: self.far(name)
+    if not self._sock: return
+    msg = name.encode()
+    for o,addr in self._others():
+        if to and o!=to: continue
+        try: self._sock.sendto(msg, addr)
+        except ConnectionRefusedError: _unlink(self.bells/o)    # its process is gone
+        except OSError: pass                                  # its buffer is full, so it is awake; or it has just left
+
+@patch
+def _others(self:Presence):
+    "Names and addresses of the other bells; the folder is read again once it has changed"
+    try: at = os.stat(self._bells).st_mtime_ns
+    except OSError: return ()                             # somebody cleared the folder; workers look by themselves
+    seen,there = self._heard_of
+    if seen!=at:
+        there = [(o, _addr(self._dirfd, self._bells, o)) for o in os.listdir(self._bells) if o!=self.owner]
+        if time.time_ns()-at>50_000_000: self._heard_of = at,there     # a younger stamp may be that of two changes
+    return there
+
+@patch
+def rung(self:Presence)->set: # Names of databases
+    "Who rang since the last call; never waits"
+    names = set()
+    while self._sock:
+        try: names.add(self._sock.recv(4096).decode())
+        except OSError: break
+    return names
+
+# %% ../nbs/07_presence.ipynb #ab0dbcd6
 def _fill(fd, a, b):
     "Write zeros from `a` to `b`; how many were written"
     if hasattr(os, 'pwrite'): return os.pwrite(fd, bytes(b-a), a)
@@ -97,6 +137,22 @@ def _more(self:Presence):
         self._room,new = b,range(a//_SLOT.size, b//_SLOT.size)
         self._free.extend(new[1:])
         return new[0]
+
+# %% ../nbs/07_presence.ipynb #1cdcf8e4
+@patch
+def mark(self:Presence,
+    job_id:str, # The job whose attempt begins
+    fence:int, # Its fence
+    slot:int=None, # The slot of an attempt that ended in the same thread, to be overwritten; None for a free one
+)->int: # The slot, for `unmark` or the next `mark`; None where all are taken or the disk is full
+    "Note that an attempt executes; survives `kill -9`"
+    if self._fd is None: return None
+    if slot is None:
+        try: slot = self._free.popleft()
+        except IndexError: slot = self._more()
+        if slot is None: return None
+    _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode()[:40], fence)
+    return slot
 
 @patch
 def unmark(self:Presence,
@@ -169,6 +225,7 @@ def executing(self:Presence,
     b = b[:len(b)//_SLOT.size*_SLOT.size]
     return {(i.rstrip(b'\0'), fence) for i,fence in _SLOT.iter_unpack(b) if i[0]}
 
+# %% ../nbs/07_presence.ipynb #8fc333de
 @patch
 def owners(self:Presence)->list: # Owner ids, this process's among them
     "Everyone who has a file in the folder, dead or alive"
@@ -200,60 +257,6 @@ def deaths(self:Presence)->list: # Owner ids
     except OSError: return []
     self._dead.update(new)
     return new
-
-# %% ../nbs/07_presence.ipynb #8fc333de
-def _addr(dir_fd, folder, name):
-    "A socket address for `name` in `folder`, short enough for the kernel"
-    s = f'{folder}/{name}'
-    return s if len(s.encode())<100 or not os.path.isdir('/proc/self/fd') else f'/proc/self/fd/{dir_fd}/{name}'
-
-@patch
-def _open_bell(self:Presence):
-    "Bind the socket on which others ring; none on systems without Unix sockets"
-    self._dirfd = os.open(self.bells, os.O_RDONLY|os.O_CLOEXEC) if hasattr(os, 'O_CLOEXEC') else None
-    try:
-        self._sock = s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        s.setblocking(False)
-        s.bind(_addr(self._dirfd, self.bells, self.owner))
-    except (AttributeError, OSError) as e:
-        log.info('no doorbell in %s (%s): other processes find new work by looking once a second', self.dir, e)
-        if self._sock: self._sock.close()
-        self._sock = None
-
-@patch
-def ring(self:Presence,
-    name:str, # The database that has work
-    to:str=None, # Owner id of the only one to be woken; None for all
-):
-    "Wake the other processes of this folder, and, where an engine carries it, those of other machines. Never raises, never waits"
-    if self.far and not to: self.far(name)
-    if not self._sock: return
-    msg = name.encode()
-    for o,addr in self._others():
-        if to and o!=to: continue
-        try: self._sock.sendto(msg, addr)
-        except ConnectionRefusedError: _unlink(self.bells/o)    # its process is gone
-        except OSError: pass                                  # its buffer is full, so it is awake; or it has just left
-
-@patch
-def _others(self:Presence):
-    "Names and addresses of the other bells; the folder is read again once it has changed"
-    try: at = os.stat(self._bells).st_mtime_ns
-    except OSError: return ()                             # somebody cleared the folder; workers look by themselves
-    seen,there = self._heard_of
-    if seen!=at:
-        there = [(o, _addr(self._dirfd, self._bells, o)) for o in os.listdir(self._bells) if o!=self.owner]
-        if time.time_ns()-at>50_000_000: self._heard_of = at,there     # a younger stamp may be that of two changes
-    return there
-
-@patch
-def rung(self:Presence)->set: # Names of databases
-    "Who rang since the last call; never waits"
-    names = set()
-    while self._sock:
-        try: names.add(self._sock.recv(4096).decode())
-        except OSError: break
-    return names
 
 # %% ../nbs/07_presence.ipynb #7594b42f
 def _unlink(path):

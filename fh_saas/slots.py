@@ -13,7 +13,7 @@ from .telemetry import log
 from itertools import chain
 from pathlib import Path
 
-# %% ../nbs/08_slots.ipynb #0b66918f
+# %% ../nbs/08_slots.ipynb #bf2d6bc6
 OFFER_S = 1.                 # what a database was offered and did not take for so long goes to the next
 BACK_S,PATIENT_S = .05,.02   # stand back so long when it is another process's turn; it has asked for so long at least
 FULL_S,OLD_S = .25,86400.    # do not try all the locks again before; lock files that nobody holds are removed after so long, in seconds
@@ -38,6 +38,7 @@ class _Line:
         self.back_until = self.full_until = 0.
         self.seen,self.asked,self.hint = {},False,0          # when others asked last; whether this process asks; where to begin to try
 
+# %% ../nbs/08_slots.ipynb #7c168476
 class Slots:
     "The slots of a folder, as this process sees them"
     def __init__(self,
@@ -75,6 +76,7 @@ def _warn(self:Slots, *a):
     if not self._warned: log.warning(*a)
     self._warned = True
 
+# %% ../nbs/08_slots.ipynb #8174b159
 @patch
 def _free(self:Slots, line, force=False):
     "A slot that nobody holds"
@@ -163,7 +165,7 @@ def _unask(self:Slots, line):
     try: os.unlink(f'{line.dir}/{self.here.owner}.asks')
     except OSError: pass
 
-# %% ../nbs/08_slots.ipynb #d2b1efb0
+# %% ../nbs/08_slots.ipynb #37c9633b
 @patch
 def _asks(self:Slots, line):
     "Pairs (when, owner) of other processes that have asked and were not heard since, the longest ago first"
@@ -184,6 +186,18 @@ def _asker(self:Slots, line):
         except OSError: pass
 
 @patch
+def is_alone(self:Slots,
+    slot:Slot, # What `take` gave
+    name:str, # Database
+)->bool:
+    "Whether nobody but this database waits for it, so that its next job may have it at once"
+    with self._lock: return len(slot.line.names)==(name in slot.line.names) and not self._asks(slot.line)
+
+# %% ../nbs/08_slots.ipynb #d2b1efb0
+@patch
+def _wakes(self:Slots): return self.here and self.here.wake
+
+@patch
 def _pass(self:Slots, s, woken, used=True):
     "A slot is free: whose turn is it?"
     line = s.line
@@ -198,17 +212,6 @@ def _pass(self:Slots, s, woken, used=True):
     line.offers.setdefault(name, []).append(s)
     s.at = time.monotonic()
     woken.append(name)
-
-@patch
-def is_alone(self:Slots,
-    slot:Slot, # What `take` gave
-    name:str, # Database
-)->bool:
-    "Whether nobody but this database waits for it, so that its next job may have it at once"
-    with self._lock: return len(slot.line.names)==(name in slot.line.names) and not self._asks(slot.line)
-
-@patch
-def _wakes(self:Slots): return self.here and self.here.wake
 
 @patch
 def give(self:Slots,

@@ -282,21 +282,30 @@ _homely = {}   # what a task knows of its function is worked out once
 
 # %% ../nbs/06_tasks.ipynb #2928f693
 _first = {}   # when a module made its first manager
-_watch_s,_watched = 0.,False   # when to look again; what was seen
+_watch_s,_role = 0.,None   # when to look again; what was seen
 
-def _watches_others():
-    "Whether the main thread runs uvicorn's reloader or its keeper of several workers"
-    global _watch_s,_watched
+def _in_uvicorn():
+    "What the main thread does: it 'watches' processes that serve, 'serves' itself, or 'starts' and will do one of the two; None if it does not run uvicorn"
+    f = sys._current_frames().get(threading.main_thread().ident) if 'uvicorn.main' in sys.modules else None
+    while f:
+        mod,run = f.f_globals.get('__name__') or '',f.f_code.co_name=='run'
+        if mod=='uvicorn.server': return 'serves'
+        if run and mod.startswith('uvicorn.supervisors.'): return 'watches'
+        if run and mod=='uvicorn.main': return 'starts'
+        f = f.f_back
+
+def _leaves_jobs():
+    "Whether the main thread watches others, or may be about to"
+    global _watch_s,_role
     if (t := time.monotonic())>=_watch_s:
-        f = sys._current_frames().get(threading.main_thread().ident) if 'uvicorn.supervisors' in sys.modules else None
-        while f and not (f.f_code.co_name=='run' and f.f_globals.get('__name__', '').startswith('uvicorn.supervisors.')): f = f.f_back
-        _watch_s,_watched = t+.5,f is not None
-    return _watched
+        _role = _in_uvicorn()
+        _watch_s = t+(.02 if _role in (None, 'starts') else .5)       # these two may change at any moment
+    return _role in ('starts', 'watches')
 
 @patch
 def ready(self:Known)->bool:
     "Whether the module that made the manager has come to its end, and this process is one that serves"
-    if _watches_others(): return False
+    if _leaves_jobs(): return False
     if self._maker is None: return True
     if self._maker=='__main__' and not hasattr(sys, 'ps1') and time.monotonic()<_first['__main__']+.5: return False
     if getattr(getattr(sys.modules.get(self._maker), '__spec__', None), '_initializing', False): return False

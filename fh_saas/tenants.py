@@ -17,20 +17,24 @@ from .databases import Fastsql, run_folder
 from .engines.engine import ENGINES
 from .engines.engine import engine as engine_named
 from .ids import from_iso, to_iso
+from .keys import as_keys
 from .lane import generation, mind, open_lane
 from .lane_pool import LanePool
 from .moving import TenantBusy, doing, drain, give_back, recover, remove_left, take
 from .moving import move as move_file
 from .payload import load_kwargs
 from .presence import presence
+from .redact import as_redactor
 from .rollout import Rollout, advance_all
 from .scheduler import Schedule, Timetable, _cron, declare, next_slot, offset_of, schedule_of, schedules_of_all
 from .store.base import StoreError, StoreMoved
 from .store.passport import new_identity, passport, stamp
 from .retention import keep_rules, keeps_of
 from .store.registry import Registry, TenantRow, check_id, check_share, check_zone
+from .store.forget import chosen
 from .store.retention import read_keeps, save_keeps
 from .store.schedules import note, read_schedules
+from .store.sealed import protect
 from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
 from .tasks import Known, Tasks, register, shared
@@ -174,6 +178,8 @@ class Tenants:
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
         clock:Callable=time.time, # The time in seconds since 1970
+        keys:list|Callable=None, # As in `BackgroundTaskManager`; or a function of a tenant's id that gives its keys, or None
+        redact:bool|list=None, # As in `BackgroundTaskManager`
     ):
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
                        payload_limit=payload_limit, clock=clock, **_widths(queues))
@@ -182,6 +188,7 @@ class Tenants:
         worker = worker and os.environ.get('FH_SAAS_WORKER')!='0'
         self._options = dict(worker=worker, queues=queues, threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s,
                              drain_s=drain_s, payload_limit=payload_limit, clock=clock)
+        self._keys,self._redact = keys if callable(keys) else as_keys(keys),as_redactor(redact)
         self._url,self._layout,self._server = _server_url(where),layout,None
         if self._url and open: raise TypeError('open is for tenants in files; on a server use layout')
         self._host,self._opens,self.most_open,self.idle_s,self.closed = self._find_server() if self._url else _host_file(where),open,most_open,idle_s,False
@@ -195,6 +202,47 @@ class Tenants:
         self._start()
         if worker: self._serve()
     def __repr__(self): return f'Tenants({self._host if self._url else os.path.dirname(self._host)!r})'
+
+# %% ../nbs/22_tenants.ipynb #9bd51161
+def _server_url(where): return where if isinstance(where, str) and where.split('://')[0] in ('postgresql', 'postgres', 'postgresql+psycopg') and '://' in where else None
+
+class _AppOf(Fastsql):
+    "Lends connections of the tenant's `Database`, which is made when a task asks for it"
+    def __init__(self, tenants, id): self._tenants,self.id = tenants,id
+    @property
+    def db(self): return self._tenants._db(self.id)
+
+@patch
+def _find_server(self:Tenants):
+    from fh_saas.store.pg_registry import PgServer
+    self._server = PgServer(self._url, self._layout)
+    return self._server.name
+
+@patch
+def _store_of(self:Tenants, e):
+    s = self._server.store(e.path, self._options['busy_s'])
+    s.app = _AppOf(self, e.id)
+    return s
+
+@patch
+def _create_on_server(self:Tenants, id, kw):
+    me,store = new_identity(),self._server.make(id, self._options['busy_s'])
+    key = self.registry.keep(store.path)
+    try:
+        stamp(store, me, 1, store.path)
+        self.registry.add(id, self._options['clock'](), path=key, identity=me, **kw)
+    except BaseException: store.close(); self._server.drop(key); raise
+    store.close()
+
+# %% ../nbs/22_tenants.ipynb #ce962698
+@patch
+def _engine_of(self:Tenants, engine):
+    if isinstance(engine, str):
+        if not self._url: raise ValueError(f'engine={engine!r} needs tenants on a server; with files give an Engine, such as PgEngine("postgresql://…")')
+        return engine_named(engine, self._server.url)
+    if engine is not None and not all(callable(getattr(engine, o, None)) for o in ('ring', 'serve', 'stop')):
+        raise TypeError(f'engine must have ring, serve and stop, see fh_saas.engines.engine; {engine!r} has not')
+    return engine
 
 # %% ../nbs/22_tenants.ipynb #9f1aa2b0
 def _host_file(where):
@@ -278,11 +326,22 @@ def _opener(self:Tenants, e):
     known.homes,known._maker = self._known.homes,self._known._maker
     if not (self._server or os.path.exists(e.path)): raise StoreError(f'{e.path} is missing')
     o,clock = self._options,self._options['clock']
-    lane = open_lane(e.path, None, known, None if self._server and clock is time.time else clock, o['busy_s'], .25, self._here,
-                     lambda store: check_in(self.registry, e.id, store, self._now()), (lambda: self._store_of(e)) if self._server else None)
+    def check(store):
+        check_in(self.registry, e.id, store, self._now())
+        if keys := self._keys_of(e.id): protect(store, keys)
+    lane = open_lane(e.path, None, known, None if self._server and clock is time.time else clock, o['busy_s'], .25, self._here, check,
+                     (lambda: self._store_of(e)) if self._server else None)
+    if self._redact: lane.hide = self._redact
     lane.timetable,lane.maker = self._timetable_of(e.id),lambda: self._manager(e.id)
     lane.keeps = lambda: read_keeps(self.registry)
     return lane
+
+@patch
+def _keys_of(self:Tenants, id):
+    "The tenant's keys. Raises `StoreError`, so that it is that tenant's trouble alone"
+    if not callable(self._keys): return self._keys
+    try: return as_keys(self._keys(id))
+    except Exception as e: raise StoreError(f'no keys for tenant {id!r}: {type(e).__name__}: {e}') from e
 
 @patch
 def _heads(self:Tenants, *also):
@@ -719,48 +778,8 @@ def _serve(self:Tenants):
         if self._engine: self._hear()
     return w
 
-# %% ../nbs/22_tenants.ipynb #9bd51161
-def _server_url(where): return where if isinstance(where, str) and where.split('://')[0] in ('postgresql', 'postgres', 'postgresql+psycopg') and '://' in where else None
-
-class _AppOf(Fastsql):
-    "Lends connections of the tenant's `Database`, which is made when a task asks for it"
-    def __init__(self, tenants, id): self._tenants,self.id = tenants,id
-    @property
-    def db(self): return self._tenants._db(self.id)
-
-@patch
-def _find_server(self:Tenants):
-    from fh_saas.store.pg_registry import PgServer
-    self._server = PgServer(self._url, self._layout)
-    return self._server.name
-
-@patch
-def _store_of(self:Tenants, e):
-    s = self._server.store(e.path, self._options['busy_s'])
-    s.app = _AppOf(self, e.id)
-    return s
-
-@patch
-def _create_on_server(self:Tenants, id, kw):
-    me,store = new_identity(),self._server.make(id, self._options['busy_s'])
-    key = self.registry.keep(store.path)
-    try:
-        stamp(store, me, 1, store.path)
-        self.registry.add(id, self._options['clock'](), path=key, identity=me, **kw)
-    except BaseException: store.close(); self._server.drop(key); raise
-    store.close()
-
 # %% ../nbs/22_tenants.ipynb #ccbc7623
 DRAIN_S = .5     # how long a ring makes this worker claim before it rings again
-
-@patch
-def _engine_of(self:Tenants, engine):
-    if isinstance(engine, str):
-        if not self._url: raise ValueError(f'engine={engine!r} needs tenants on a server; with files give an Engine, such as PgEngine("postgresql://…")')
-        return engine_named(engine, self._server.url)
-    if engine is not None and not all(callable(getattr(engine, o, None)) for o in ('ring', 'serve', 'stop')):
-        raise TypeError(f'engine must have ring, serve and stop, see fh_saas.engines.engine; {engine!r} has not')
-    return engine
 
 @patch
 def _check_engine(self:Tenants, name):
@@ -1071,3 +1090,31 @@ def behind(self:Tenants)->list: # Ids; those whose database cannot be read are a
         try: return self._server.behind(t.path) if self._server else is_behind(t.path)
         except (StoreError, KeyError): return True
     return [t.id for t in self.values() if old(t)]
+
+# %% ../nbs/22_tenants.ipynb #65f95bf8
+@patch
+def forget(self:Tenants, *,
+    containing:str=None, # A text in anything that a job keeps; None to go by `payload`
+    payload:dict=None, # Arguments by name that the job was given, among others; None to go by `containing`
+    tenant:str=None, # Only this tenant; None for all
+    job_type:str=None, # Only jobs of this type; None for all
+    vacuum:bool=True, # Whether to rewrite the files in which anything was removed
+)->dict: # `Forgotten`, or the error as text, by tenant id, of those where there was anything
+    "Remove all jobs that know of something, see `BackgroundTaskManager.forget`. Raises `TypeError`, `ValueError`, `KeyError`; safe to repeat"
+    chosen(containing, payload)
+    return self._each(lambda t: t.jobs.forget(containing=containing, payload=payload, job_type=job_type, vacuum=vacuum),
+                      [self[tenant].id] if tenant is not None else list(self), lambda o: o.removed or o.running)
+
+@patch
+def reseal(self:Tenants)->dict: # How many jobs were rewritten, or the error as text, by tenant id, of those where there was anything
+    "Seal everything with the first of each tenant's keys. Safe to repeat"
+    return self._each(lambda t: t.jobs.reseal() if self._keys_of(t.id) else 0, list(self), bool)
+
+@patch
+def _each(self:Tenants, do, ids, tell):
+    out = {}
+    for id in ids:
+        try: v = do(Tenant(self, id))
+        except (StoreError, KeyError) as e: out[id] = str(e); continue
+        if tell(v): out[id] = v
+    return out

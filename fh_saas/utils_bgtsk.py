@@ -25,7 +25,7 @@ from .context import JobContext, current, current_job
 from .executor import Outcome, clip
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
-from .databases import check_database, lane_of
+from .databases import check_database, is_usual, lane_of
 from .lane import Attempt, generation
 from .maintenance import look_in, mend
 from .options import _whole, check_options, check_tries, instant, put_options, text
@@ -153,7 +153,7 @@ def _open_lane(self:BackgroundTaskManager):
     if self._known and self._open.store.inode and not os.path.exists(self._open.key):
         raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
     lane = lane_of(self.db, self._known, self.clock, self.busy_s)
-    if self.clock is _clock.time: self.clock = lane.clock
+    if is_usual(self.clock): self.clock = lane.clock
     elif self.clock!=lane.clock: raise ValueError(f'clock: {lane.name} is open in this process with another one, {lane.clock!r}; a file has one clock')
     lane.users.add(self)
     lane.timetable = lane.timetable or Timetable(lane.known.crons, lane.name)

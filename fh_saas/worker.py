@@ -553,7 +553,7 @@ def _sweep(self:Worker, beat):
 
 @patch
 def _lost(self:Worker, lane):
-    log.error('%s was deleted or replaced while in use; what was under way there is lost', lane.name)
+    log.error('%s; what was under way there is lost', lane.store._gone())
     lane.close()
 
 @patch

@@ -1,11 +1,26 @@
-"A tenant for each test, and no worker left after it"
-import contextlib, signal, sys
+"A tenant for each test, and no worker left after it; tests run side by side, save those that measure"
+import contextlib, fcntl, os, signal, sys, tempfile
 from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent/'apps'))   # their tasks are importable here by the name they have there
-from util import Tenant, stop_worker
+from util import PgTenant, Tenant, stop_worker
 from pg import pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
+
+def pytest_configure(config): config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
+
+@contextlib.contextmanager
+def turn(alone):
+    "Hold the machine, for this test alone or together with other processes' tests. Who comes takes a place at the door first, so that a steady stream of tests cannot keep out the one that wants to be alone"
+    with open(Path(tempfile.gettempdir())/f'fh_saas-tests-{os.getuid()}.lock', 'a+') as f:
+        fcntl.lockf(f, fcntl.LOCK_EX, 1, 0)
+        fcntl.lockf(f, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, 1, 1)
+        fcntl.lockf(f, fcntl.LOCK_UN, 1, 0)
+        yield
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    with turn(item.get_closest_marker('alone') is not None): return (yield)
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
@@ -13,9 +28,21 @@ def ctrl_c():
     yield
     with contextlib.suppress(Exception): signal.signal(signal.SIGINT, signal.default_int_handler)
 
+def pytest_generate_tests(metafunc):
+    "A module that says `stores = both` runs the tests of its tenant on both databases, save those marked `on_sqlite` with a reason"
+    if 't' not in metafunc.fixturenames: return
+    one = next((o.args[0] for o in metafunc.definition.iter_markers('on_sqlite')), None)
+    stores = ['sqlite'] if one else getattr(metafunc.module, 'stores', ['sqlite'])
+    if len(stores)>1: metafunc.parametrize('t', stores, indirect=True)
+
+def pytest_configure(config): config.addinivalue_line('markers', 'on_sqlite(why): only on SQLite')
+
 @pytest.fixture
-def t(tmp_path):
-    t = Tenant(tmp_path)
+def t(request, tmp_path, monkeypatch):
+    if getattr(request, 'param', 'sqlite')=='sqlite': t = Tenant(tmp_path)
+    else:
+        monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
+        t = PgTenant(tmp_path, request.getfixturevalue('pg'))
     yield t
     stop_worker()
     t.close()

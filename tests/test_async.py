@@ -199,6 +199,7 @@ def test_asubmit(t):
     asyncio.run(main())
     assert len(m.list_jobs(limit=1000))==100
 
+@pytest.mark.alone
 def test_locked_file_holds_the_loop_briefly(t):
     "Section 5: with the file locked by somebody else, a plain submit on a loop gives up within 0.25 s; asubmit waits, and the loop runs"
     m = t.look(busy_s=5)
@@ -219,6 +220,7 @@ def test_locked_file_holds_the_loop_briefly(t):
         id = asyncio.run(main())
     assert [j.id for j in m.list_jobs()]==[id]
 
+@pytest.mark.alone
 def test_slow_file_and_the_awaited_task(t):
     "With the file locked, awaiting the BackgroundTask holds up neither the loop nor more than wait_s"
     m = t.mgr(wait_s=.6)
@@ -258,6 +260,7 @@ def test_async_transaction(t, notes):
     all_done(m, 4)
     assert notes()==['False']
 
+@pytest.mark.alone
 def test_async_transaction_of_one_request_among_others(t, notes):
     "P5: coroutines that run meanwhile do not join the block, and the loop is not held up by it"
     m = t.look()

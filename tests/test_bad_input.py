@@ -339,6 +339,7 @@ LOCK = '''
 db.conn.execute('begin immediate'); out('locked'); sys.stdin.readline(); db.conn.execute('commit'); out('free'); sys.stdin.readline()'''
 def free(p): p.stdin.write('\n'); p.stdin.flush(); said(p, 'free')
 
+@pytest.mark.alone
 def test_submit_waits_then_says_which_file_and_how_long(t):
     "submit waits for a locked file up to busy_s, then names it; and goes on as soon as the lock is gone"
     m = t.look(busy_s=.6)
@@ -357,6 +358,7 @@ def test_submit_waits_then_says_which_file_and_how_long(t):
         th.join(2); assert not th.is_alive()
     assert len(m.list_jobs())==1
 
+@pytest.mark.alone
 def test_sixteen_threads_and_a_lock(t):
     "Many threads that wait for one lock all give up in time, not one after the other"
     m,took = t.look(busy_s=.5),[]
@@ -409,6 +411,7 @@ def test_by_hand_under_a_lock_starts_no_worker(t):
     assert not t.log('ran') and m.get_job(other).status=='pending'
     assert m.run_due()==1 and len(t.log('ran'))==1, 'until it is asked for'
 
+@pytest.mark.alone
 @pytest.mark.parametrize('n', [1, 6])
 def test_locked_tenants_do_not_hold_up_others(tenants, n):
     "P8: tenants whose files are locked while jobs of theirs end: another tenant's jobs, retries included, run as ever"

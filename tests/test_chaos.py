@@ -1,7 +1,7 @@
 "The short form of tests/chaos, and what it has found"
 import subprocess, sys
-import work
-from chaos import machine
+import pytest, work
+from chaos import machine, times, versions
 from fh_saas.tenants import Tenants
 from util import root
 
@@ -20,6 +20,34 @@ def test_killed_at_every_statement():
 def test_killed_at_random():
     "P1-P4, P6: see chaos/soak.py"
     long_form('soak', '--minutes', '.6')
+
+def test_stands_still(tmp_path):
+    "P6: five kinds of jobs of a process that stands still for an hour of the clock: on the same machine they stay its own"
+    times.frozen(tmp_path)
+
+@pytest.mark.parametrize('last', [True, False])
+def test_stands_still_on_another_machine(tmp_path, last):
+    "P3, P4: another process has taken over; what comes late, before or after its end, is refused, and a transaction took effect once"
+    times.frozen(tmp_path, True, last)
+
+def test_clock_is_stepped(tmp_path):
+    "P2, P6: by hours, forward and back, under two workers; each job runs once, each slot of a schedule comes once"
+    times.jumps(tmp_path, 2.)
+
+def test_clock_over_summer_time(tmp_path):
+    "P2: schedules in seven zones, with a clock that goes to and fro over the change: each slot once"
+    times.dst(tmp_path, steps=25)
+
+@pytest.mark.parametrize('first', [versions.OLD, versions.VERSION])
+def test_package_of_the_schema_before_beside_this_one(tmp_path, first):
+    "P1, P3, P4: four processes of two versions on one file, made by either: jobs of every kind are done once each"
+    versions.together(tmp_path, 4, first)
+
+@pytest.mark.parametrize('dies', [versions.OLD, versions.VERSION])
+@pytest.mark.parametrize('kill', [True, False])
+def test_other_version_takes_over(tmp_path, dies, kill):
+    "P1, P6: what a process of one version leaves, killed or told to end, the other version ends; forward and back"
+    versions.takes_over(tmp_path, dies, kill)
 
 # --- found by the state machine
 

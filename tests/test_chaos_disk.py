@@ -1,6 +1,83 @@
 "The short forms of tests/chaos/power.py and tests/chaos/disk.py, and what they have found"
+import os
+import apsw, pytest, work
+from fh_saas.store.base import StoreError
 from test_chaos import long_form
+from test_tenants import back_up, h, settled, worker
+from util import process, run_py, said, until
 
 def test_power_lost_before_every_flush():
     "P1, P4, P5: see chaos/power.py; any part of what was not flushed is missing or torn"
     long_form('power', '--case', 'new_file,close,submit,transaction,job_transaction')
+
+# --- the log removed, or the file replaced, while it is open
+
+OPEN = '''
+m = BackgroundTaskManager(database(path), worker=False, tasks=[quick])
+for i in range(5): m.submit('a', quick, folder=folder, name=i)
+'''
+
+def test_log_removed_under_a_manager(t):
+    "P1, P8: submit says so and names the log; all that had been reported is in the file, for other processes and after kill -9; a moment later it goes on"
+    o = run_py(t, OPEN+'''
+os.unlink(path+'-wal')
+try: m.submit('b', quick, folder=folder); raise SystemExit('submit said yes')
+except StoreError as e: assert 't.db-wal was removed' in str(e), e
+look = "import apsw,sys; c = apsw.Connection(sys.argv[1]); print(c.execute('pragma integrity_check').fetchall(), c.execute('select count(*) from tenant_jobs').fetchall())"
+import subprocess
+assert subprocess.check_output([sys.executable, '-c', look, path], text=True).strip()=="[('ok',)] [(5,)]"
+import fh_saas.store.sqlite_file as f
+f.PARTED_S = 0
+m.submit('b', quick, folder=folder)
+out(m.run_due())
+os.kill(os.getpid(), 9)''', rc=-9)
+    assert o=='6\n' and len(t.look().list_jobs(status='completed'))==6
+
+def test_log_removed_while_another_has_the_file_open(t):
+    "P1: nobody opens it anew, and so spoils it, before the other has closed it"
+    with process(t, OPEN+"out('up'); sys.stdin.readline(); m._lane.close(); m.db.conn.close(); out('closed'); sys.stdin.readline()") as p:
+        said(p, 'up')
+        m = t.look(tasks=[work.quick])
+        t.path.with_name('t.db-wal').unlink()
+        for _ in range(3):
+            with pytest.raises(StoreError, match='t.db-wal was removed'): m.submit('b', work.quick, folder=str(t.dir))
+        for o in t.dbs: o.conn.close()
+        t.dbs.clear()
+        m._open.close()
+        print(file=p.stdin, flush=True); said(p, 'closed')
+        m = until(lambda: try_(lambda: t.look(tasks=[work.quick])))
+        assert len(m.list_jobs())==5 and m.run_due()==5
+        assert m._lane.store.read('pragma integrity_check')==[('ok',)]
+
+def try_(f):
+    try: return f()
+    except StoreError as e: print(e); return None
+
+def test_log_removed_under_a_worker(h):
+    "P1, P8: the worker says so, other tenants go on, and once the moment is over it runs the jobs"
+    ts = h.many(2)
+    a,b = ts.values()
+    with worker(h):
+        h.fill(a, 3)
+        until(lambda: len(h.log('ran'))==3)
+        os.unlink(a.path+'-wal')
+        h.fill(b, 3)
+        until(lambda: len(h.log('ran'))==6)
+        until(lambda: try_(lambda: h.fill(a, 2)), 20, .05)
+        until(lambda: len(h.log('ran'))==8)
+        until(lambda: settled(ts), every=.05)
+    assert [o.status for o in a.jobs.list_jobs()]==['completed']*5
+
+def test_backup_put_in_place_and_the_log_left(h):
+    "P1, P8: a backup is moved to where a file lies that is in use, and the log of that stays: nothing of it gets into the backup"
+    ts = h.many(1, 3)
+    a, = ts.values()
+    back_up(a.path, bak := str(h.dir/'bak.db'))
+    h.fill(a, 300)
+    os.replace(bak, a.path)
+    assert len(a.jobs.list_jobs(limit=1000))==3
+    h.fill(a, 1)
+    a.jobs.run_due()
+    c = apsw.Connection(a.path)
+    assert c.execute('pragma integrity_check').fetchall()==[('ok',)] and c.execute("select count(*) from tenant_jobs where status='completed'").fetchall()==[(4,)]
+    c.close()

@@ -85,6 +85,7 @@ def test_key_is_shared_by_tenants(h):
     for a in 'xyz': assert h.most(lambda o: o[2]==a)<=2
     assert h.most()>2
 
+@pytest.mark.alone
 def test_kill_in_the_middle(h):
     "The places of a killed process come back within a second, and what it ran runs again"
     ts = h.many(4)

@@ -85,6 +85,7 @@ sys.stdin.readline()'''
     assert len(rows)==len({o[2] for o in rows})==800, Counter(o[2] for o in rows).most_common(3)
     assert {j.retry_count for j in m.list_jobs(limit=1000)}=={0}
 
+@pytest.mark.alone
 def test_work_flows_to_the_idle_process(t):
     "Section 5: a process with `worker=False` submits, another one runs it at once"
     with process(t, "m = mgr(tasks=[quick]); out('up'); m.run()") as p:

@@ -3,6 +3,7 @@ import json, signal, socket, statistics, time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fh_saas.ids import from_iso
 from util import Server, Tenant, apps, done, until
 
 @pytest.fixture(scope='module')
@@ -38,9 +39,8 @@ def test_dropped_task_runs(tmp_path):
     with Server(t, FH_OPTS='{"handoff":0.2}') as s:
         id = s.job('/dropped')
         j = done(t.look(), id, 5)
-        assert j.started_at>j.created_at and j.run_at is None and len(t.log('ran'))==1
-        began = [o for o in t.log('ran')][0]
-        assert float(began[0])-[float(o[0]) for o in t.log('sent')][0]>.05, 'not before the grace'
+        assert from_iso(j.started_at)-from_iso(j.created_at)>=.2, 'not before the grace'
+        assert j.run_at is None and len(t.log('ran'))==1
     t.close()
 
 def test_job_exception_stays_out(shared):
@@ -75,6 +75,7 @@ def laps(s, url, going):
         t = time.perf_counter(); s.get(url).raise_for_status(); out.append(time.perf_counter()-t)
     return out
 
+@pytest.mark.alone
 def test_routes_are_quick_while_slow_jobs_run(tmp_path):
     "P7: 100 slow sync jobs, all awaited by their responses, hold up neither async nor sync routes"
     t = Tenant(tmp_path)

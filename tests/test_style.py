@@ -10,7 +10,7 @@ root = Path(__file__).resolve().parent.parent
 lib = root/'fh_saas'
 layers = [
     ('pure', 'retry cron payload telemetry ids options tasks redact'),
-    ('storage', 'presence slots store'),
+    ('storage', 'presence slots keys store'),
     ('running', """context around logs steps executor events child children limits lane databases maintenance waiting retention shares async_pool worker explain
         lane_pool check_in moving engines"""),
     ('API', 'utils_bgtsk flow scheduler rollout tenants'),

@@ -439,3 +439,14 @@ def test_run_due_on_a_locked_file(t):
     c.execute('rollback')
     assert m.run_due()==1 and m.get_job(id).status=='completed' and m.run_due()==0
     c.close()
+
+def test_closed_while_an_opener_forgets_a_lane(tmp_path):
+    "An opener closes an idle lane, and forgets it, at the moment when all are closed"
+    ts = Tenants(tmp_path, worker=False)
+    ts.create('a').jobs.list_jobs()
+    e, = ts._pool.open.values()
+    lane,mark = e.lane,e.lane.store.mark
+    def forgets(): e.lane = None; return mark()
+    lane.store.mark = forgets
+    ts.close()
+    assert lane.closed

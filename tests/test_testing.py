@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from util import done, until
+from util import done, opened, until
 
 pytest_plugins = 'pytester'
 ran = []
@@ -70,7 +70,8 @@ def test_takes_over_a_running_manager_and_gives_it_back(t):
 
 def test_options_are_for_a_manager_that_is_made_here(t):
     with pytest.raises(TypeError, match='threads'): JobTester(t.mgr(worker=False), threads=2)
-    with JobTester(t.db(), payload_limit=10) as jobs:
+    t.dbs.append(other := opened(t.dir/'other.db'))
+    with JobTester(other, payload_limit=10) as jobs:
         with pytest.raises(ValueError): jobs.submit('a', note, x='long enough')
 
 def test_inline(t):

@@ -102,7 +102,7 @@ def page(
         n = min(limit+1-len(rows) if plain else CHUNK, scan-seen)
         places = _places(file, f, high, low, n, up)
         seen += len(places)
-        for o in file.read(_PICK, (_json(places), f.text, f.since, f.until, limit+1-len(rows))):
+        for o in file.read(_PICK.replace('error_log', getattr(file, 'errors', 'error_log')), (_json(places), f.text, f.since, f.until, limit+1-len(rows))):
             if f.text is None or f.text in hide(o[-1]): rows.append(_row(o[:-1], hide))
         if len(rows)>limit: return Page(rows[:limit], rows[limit-1]['rowid'], False)
         if len(places)<n: return Page(rows, None, False)

@@ -17,7 +17,7 @@ _WORDS = [(r' (?:not indexed|indexed by \w+)', ''), (r'\bcross join ([\w.]+(?:\(
     (r'\bas integer\)', 'as bigint)'),
     (r'\bmin\(queue\)', "min(coalesce(queue,''))"), (r'\bqueue is not null', "coalesce(queue,'')>''"), (r'\bqueue is null', "coalesce(queue,'')=''"),
     (r'\bqueue is (\?\d*)', r"coalesce(queue,'')=coalesce(\1,'')"), (r'\bqueue>(\?\d*|q\.n)', r"coalesce(queue,'')>\1"),
-    (r' is not (\d+)', r' is distinct from \1'), (r' is (\?\d*)', r' is not distinct from \1'), (r'(\?\d*) is null', r'(\1)::text is null'),
+    (r' is not (\d+)', r' is distinct from \1'), (r' is (\?\d*)', r' is not distinct from \1'), (r'(\?\d*) is (not )?null', r'(\1)::text is \2null'),
     (r'\bupdate or ignore ', 'update '), (r'^(\s*)insert or ignore (.*)$', r'\1insert \2 on conflict do nothing'),
     (r'^(\s*)insert or replace (into tenant_(meta|controls)\b.*)$', lambda m: f'{m[1]}insert {m[2]} on conflict({_KEYS[m[3]]}) do update set value=excluded.value')]
 _KEYS = dict(meta='key', controls='name')

@@ -33,6 +33,7 @@ class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
     _few = True                                # whether the last claim found few
     rescued = [],[]         # what the last rescue took back: `Ack`s, `Claim`s
+    keys,errors = None,'error_log'     # what seals and opens; how SQL reads an error_log, see Sealed
     freed,now = (),None     # `Freed`s: what ends of jobs did to their children, for the lane to make known; the lane's clock
     def insert(self,
         jobs:list, # `NewJob`s
@@ -527,6 +528,13 @@ def _rows(self:SqliteStore, sql, args):
     return [dict(zip(cols, o)) for o in self.read(sql, args)]
 
 @patch
+def opened(self:SqliteStore,
+    row:dict, # Column values by name; not all need be there
+)->dict: # The same
+    "The row as people may read it; here, that is as it is stored"
+    return row
+
+@patch
 def _columns(self:SqliteStore):
     if not hasattr(self, '_cols'): self._cols = [o[1] for o in self.read('pragma table_info(tenant_jobs)')]
     return self._cols
@@ -580,7 +588,7 @@ def retry_failed(self:SqliteStore,
     n,folks,kids = 0,[],[]
     while True:
         with self.writing():
-            rows = self._do(_AGAIN+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
+            rows = self._do(_AGAIN.replace('error_log', self.errors)+' returning iif(parents is null,null,id)', (now, job_type, error_contains, since))
             if new := [o for o, in rows if o]: kids += new; folks += self.link_again(new)
             if len(rows)<200 and folks: self.over(folks, now)
             n += len(rows)

@@ -13,11 +13,14 @@ def is_open(folder, gate): return (Path(folder)/gate).exists()
 def quick(folder, name=''): say(folder, 'ran', name, os.getpid())
 async def aquick(folder, name=''): say(folder, 'ran', name, os.getpid())
 
+def _until_open(folder, gate, s):
+    end = time.monotonic()+s
+    while not is_open(folder, gate) and time.monotonic()<end: time.sleep(.005)
+
 def gated(folder, name='', gate='go', s=30):
     "Holds until the gate opens"
     say(folder, 'start', name, os.getpid())
-    end = time.monotonic()+s
-    while not is_open(folder, gate) and time.monotonic()<end: time.sleep(.005)
+    _until_open(folder, gate, s)
     say(folder, 'end', name, os.getpid())
     return name
 
@@ -27,6 +30,12 @@ async def agated(folder, name='', gate='go', s=30):
     while not is_open(folder, gate) and time.monotonic()<end: await asyncio.sleep(.005)
     say(folder, 'end', name, os.getpid())
     return name
+
+def paced(folder, free, name=''):
+    "The first `free` starts end at once, later ones hold until the gate opens"
+    say(folder, 'start', name, os.getpid())
+    if sum(' start ' in o for o in (Path(folder)/'log').read_text().splitlines())>free: say(folder, 'held', name); _until_open(folder, 'go', 30)
+    say(folder, 'end', name, os.getpid())
 
 def fails(folder, times=1, name=''):
     "Fails so many times, then works"

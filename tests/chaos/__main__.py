@@ -26,6 +26,11 @@ def soak(s, a):
     from . import soak
     print('    '+soak.run(max(5., s-30), seed=a.seed).replace('\n', '\n    '))
 
+def times(s, a):
+    "Clocks that are stepped, processes that stand still"
+    from . import times
+    for k,v in times.run(s, a.seed).items(): print(f'    {k:40} {v:>9,}')
+
 def power(s, a):
     "The power fails before every flush"
     from . import power
@@ -33,7 +38,20 @@ def power(s, a):
     for k,v in got.items(): print('    {:20} {:>6,} flushes {:>8,} disks {:>6,} run to the end'.format(k, *v))
     print('power: failed before {:,} flushes of {} operations; {:,} disks were opened, {:,} of them different and run to the end, all held'.format(*(sum(o[i] for o in got.values()) if i>=0 else len(got) for i in (0, -1, 1, 2))))
 
-PARTS = dict(state=state, points=points, power=power, soak=soak)
+def versions(s, a):
+    "The package of the schema before beside this one, at first in peace, then killed at random"
+    from . import soak, versions
+    for k,v in versions.run(s/3).items(): print(f'    {k:40} {v:>9,}')
+    print('    '+soak.run(max(5., s*2/3-30), seed=a.seed, workers=4, older=versions.older).replace('\n', '\n    '))
+
+PARTS = dict(
+    state=state,
+    points=points,
+    power=power,
+    soak=soak,
+    times=times,
+    versions=versions,
+)
 
 p = argparse.ArgumentParser(prog='python -m tests.chaos')
 p.add_argument('--minutes', type=float, default=30, help='for all parts together')

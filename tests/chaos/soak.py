@@ -1,7 +1,7 @@
 """P1-P4, P6: processes are killed at random under mixed load; then a ledger on the disk is compared with the table. Nothing that was submitted is lost,
 all of it was done at least once, what a transaction wrote is there exactly once, and no limit was ever exceeded.
 Run it in a process that has opened nothing: workers are forked from it, so that they live long enough to do something"""
-import asyncio, os, random, shutil, signal, sys, tempfile, time, traceback
+import logging, os, random, shutil, signal, subprocess, sys, tempfile, time, traceback
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -23,6 +23,33 @@ def fork(f, *args):
     try: f(*args)
     except BaseException: traceback.print_exc(); sys.stderr.flush(); os._exit(1)
     os._exit(0)
+
+class Nursery:
+    "A process with another package of fh_saas that forks workers when told to"
+    def __init__(self, folder, path):
+        self.p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', f'from {__package__} import soak; soak.nursery({str(folder)!r})'], cwd=folder,
+            env={**os.environ, 'PYTHONPATH':path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.file = self.p.stdout.readline().strip()       # of its package
+    def fork(self): self.p.stdin.write('\n'); self.p.stdin.flush(); return int(self.p.stdout.readline())
+    def close(self): self.p.communicate()
+
+def nursery(folder):
+    import fh_saas
+    logging.disable(logging.WARNING)
+    print(fh_saas.__file__, flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)          # so that nobody has to wait for them
+    def f(): signal.signal(signal.SIGCHLD, signal.SIG_DFL); os.close(0); work(Path(folder))
+    for _ in sys.stdin: print(fork(f), flush=True)
+
+def reap(pid):
+    "Wait for its end, and give its exit code; None for one that is not our own child"
+    try: return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError: pass
+    end = time.time()+30
+    while time.time()<end:
+        try: os.kill(pid, 0); time.sleep(.002)
+        except ProcessLookupError: return
+    raise AssertionError(f'{pid} goes on')
 
 def work(folder): mgr(folder, worker=False, threads=4).run()     # so that a worker that is seen to run is in `run`
 
@@ -57,47 +84,57 @@ def watch(folder):
         if n>most: most = n; (folder/'most').write_text(str(most))
         time.sleep(.005)
 
-def run(seconds=30., workers=3, seed=None, disk=None):
-    "Returns what was seen. Raises `AssertionError`"
+def run(seconds=30., workers=3, seed=None, disk=None, older=None):
+    "Returns what was seen; every other worker is of the package at `older(folder)`, a `PYTHONPATH`. Raises `AssertionError`"
     seed = random.randrange(2**32) if seed is None else seed
     folder = Path(tempfile.mkdtemp(prefix='soak', dir=disk))
     os.environ['CHAOS_FOLDER'] = str(folder)
     def make():
         m = mgr(folder, worker=False)
         m.db.q('create table effects(job)'); m.db.q('create table notes(job)')
+    old = None
     try:
         os.waitpid(fork(make), 0)
-        kills = _storm(folder, seconds, workers, random.Random(seed))
-        _calm(folder, workers)
+        if older:
+            (folder/'pkg').mkdir()
+            old = Nursery(folder, older(folder/'pkg'))
+            assert old.file.startswith(str(folder)), old.file
+        def hatch(i): return old.fork() if old and i%2 else fork(work, folder)
+        kills = _storm(folder, seconds, workers, random.Random(seed), hatch)
+        _calm(folder, workers, hatch)
         rc = os.waitstatus_to_exitcode(os.waitpid(fork(_check, folder, kills, seed), 0)[1])
         assert rc==0, f'the soak with seed {seed} does not hold, see above; its files are in {folder}'
         return (folder/'report').read_text()
     finally:
+        if old: old.close()
         if (folder/'report').exists(): shutil.rmtree(folder, ignore_errors=True)
 
-def _storm(folder, seconds, workers, r):
-    "Kill every 50 to 500 ms; the kills as (time, pid)"
+def _storm(folder, seconds, workers, r, hatch):
+    "Kill every 50 to 500 ms, and have one in six stand still for as long instead; the kills as (time, pid)"
     end,kills = time.time()+seconds,[]
-    ws,sub,eye = [fork(work, folder) for _ in range(workers)],fork(submit, folder, r.random(), end),fork(watch, folder)
+    ws,sub,eye = [hatch(i) for i in range(workers)],fork(submit, folder, r.random(), end),fork(watch, folder)
     while time.time()<end:
         time.sleep(r.uniform(.05, .5))
         i = r.randrange(workers+1) if r.random()<.5 else r.randrange(workers)
         pid = ws[i] if i<workers else sub
-        os.kill(pid, signal.SIGKILL); kills.append((time.time(), pid)); os.waitpid(pid, 0)
-        if i<workers: ws[i] = fork(work, folder)
+        if r.random()<1/6:
+            os.kill(pid, signal.SIGSTOP); time.sleep(r.uniform(.05, .5)); os.kill(pid, signal.SIGCONT)
+            continue
+        os.kill(pid, signal.SIGKILL); kills.append((time.time(), pid)); reap(pid)
+        if i<workers: ws[i] = hatch(i)
         else: sub = fork(submit, folder, r.random(), end)
-    for o in (sub, eye, *ws): os.kill(o, signal.SIGKILL); kills.append((time.time(), o)); os.waitpid(o, 0)
+    for o in (sub, eye, *ws): os.kill(o, signal.SIGKILL); kills.append((time.time(), o)); reap(o)
     return kills
 
-def _calm(folder, workers, s=90.):
+def _calm(folder, workers, hatch, s=90.):
     "Let all that is left be done, and end the workers, once they run, as a deploy does"
-    ws = [fork(work, folder) for _ in range(workers)]
+    ws = [hatch(i) for i in range(workers)]
     done = fork(_until_done, folder, workers, s)
     rc = os.waitstatus_to_exitcode(os.waitpid(done, 0)[1])
     for o in ws: os.kill(o, signal.SIGTERM)
-    ends = [os.waitstatus_to_exitcode(os.waitpid(o, 0)[1]) for o in ws]
+    ends = [reap(o) for o in ws]
     assert rc==0, f'{s:g} s were not enough, see above; the files are in {folder}'
-    assert ends==[0]*workers, f'the workers ended with {ends}; the files are in {folder}'
+    assert not any(ends), f'the workers ended with {ends}; the files are in {folder}'
 
 def _until_done(folder, workers, s):
     m,end = mgr(folder, worker=False),time.time()+s
