@@ -316,7 +316,7 @@ def _rename(self:Tenants, id, new):
 @patch
 def _let_go(self:Tenants, id):
     self._managers.pop(id, None)
-    if db := self._dbs.pop(id, None): db._shut()
+    if db := self._dbs.pop(id, None): db._shut(0.) if self._server else db._shut()
 
 # %% ../nbs/22_tenants.ipynb #96376dd3
 @patch
@@ -429,7 +429,7 @@ def _db(self:Tenants, id):
 def _shut_dbs(self:Tenants):
     "Close connections of the app's that have been idle longest"
     for id,db in sorted(self._dbs.items(), key=lambda o: o[1].__dict__['_used_at'])[:max(1, self.most_open//8)]:
-        if self._server or db._shut(): self._dbs.pop(id)      # on a server it is closed with its last user
+        if db._shut(): self._dbs.pop(id)
 
 # %% ../nbs/22_tenants.ipynb #48ceb7e4
 @patch
@@ -879,7 +879,7 @@ def close(self:Tenants):
         w.leave([e.lane for e in list(pool.open.values()) if e.lane], self.drain_s)
     pool.close()
     with suppress(StoreError): self._flush()
-    for db in self._dbs.values(): db._shut()
+    for db in self._dbs.values(): db._shut(0.) if self._server else db._shut()
     self._registry.close()
     if self._server: self._server.close()
     self._here.uses -= 1

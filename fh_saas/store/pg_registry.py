@@ -7,6 +7,7 @@ __all__ = ['LAYOUTS', 'PgRegistry', 'PgServer']
 
 # %% ../../nbs/store/23_pg_registry.ipynb #61691a11
 import hashlib, threading, time
+from collections import deque
 from contextlib import contextmanager
 from fastcore.basics import patch
 from .base import StoreError
@@ -110,6 +111,7 @@ class PgServer:
         try: self.info = psycopg.conninfo.conninfo_to_dict(self.url)
         except psycopg.Error as e: raise ValueError(f'{url!r} is not the URL of a database: {e}') from None
         self.layout,self.most,self.room,self.lock,self.pools = layout,most,threading.BoundedSemaphore(most),threading.Lock(),{}
+        self.spare,self.closed = {},False           # connections for the app, by database
         self.host = self.info.get('dbname', '')
         self.name = _name(self.url, None)
         self.prefix = f'{self.name}?schema=' if layout=='schema' else self.name[:self.name.rfind('/')+1]
@@ -203,6 +205,7 @@ def drop(self:PgServer,
     "Delete it with all that is in it. Raises `StoreError`"
     if self.layout=='schema': return self._ask(f'drop schema if exists {quoted(key)} cascade')
     if p := self.pools.pop(key, None): p.close()
+    for c in self.spare.pop(key, ()): c.close()
     self._ask(f'drop database if exists {quoted(key)} with (force)')
 
 @patch
@@ -215,25 +218,66 @@ def behind(self:PgServer,
         with self.pool(self.host if self.layout=='schema' else key).use(5.) as raw: return pg_version(PgConn(raw, key if self.layout=='schema' else None))<VERSION
     except psycopg.Error as e: raise pg_error(e, path) from e
 
+class _Lent(psycopg.Connection):
+    "A connection that goes back to where it came from rather than be closed"
+    give = None
+    def close(self):
+        give,self.give = self.give,None
+        give(self) if give else super().close()
+
+@patch
+def lend(self:PgServer,
+    key:str, # Name of a tenant's schema or database
+): # A psycopg connection; to close it is to give it back
+    "A connection to a tenant's tables, for the app. Up to eight that nobody uses are kept for each database"
+    db,begin = (self.host, f'set search_path to {quoted(key)},public') if self.layout=='schema' else (key, 'select 1')
+    spare = self.spare.setdefault(db, deque())
+    while True:
+        try: c,old = spare.pop(),True
+        except IndexError: c,old = _Lent.connect(self.url, dbname=db, connect_timeout=5, application_name='fh_saas app'),False
+        try:
+            c.autocommit = True
+            c.execute(begin)
+            c.autocommit = False
+            break
+        except psycopg.Error:                   # the server was restarted meanwhile
+            c.close()
+            if not old: raise
+    def give(c):
+        if not c.closed and c.info.transaction_status==psycopg.pq.TransactionStatus.IDLE and not self.closed and len(spare)<8: spare.append(c)
+        else: c.close()
+    c.give = give
+    return c
+
+# %% ../../nbs/store/23_pg_registry.ipynb #64051c42
 @patch
 def database(self:PgServer,
     path:str, # A tenant's database, in full
 ): # A fastsql `Database`
-    "The tenant's database for the app, with a connection of its own"
-    try: import fastsql
+    "The tenant's database for the app; its connection is had when it is used"
+    try: from fastsql import Database
     except ImportError as e: raise ImportError("a tenant's db needs fastsql, which is not installed: pip install 'fh-saas[postgres]'") from e
-    key = path.removeprefix(self.prefix)
-    def connect():
-        if self.layout=='database': return self.connect(key)
-        c = self.connect()
-        c.execute(f'set search_path to {quoted(key)},public')
-        c.commit()
-        return c
-    db = fastsql.Database('postgresql+psycopg://', engine_kws=dict(creator=connect, pool_size=2, max_overflow=20))
-    db._used_at,db._shut = time.monotonic(),lambda: (db.conn.close(), db.engine.dispose())
+    from sqlalchemy.pool import NullPool
+    class TenantDatabase(Database):
+        _c,_used_at = None,0.
+        @property
+        def conn(self):
+            self._used_at = time.monotonic()
+            if self._c is None or self._c.closed: self._c = self.engine.connect()
+            return self._c
+        @conn.setter
+        def conn(self, c): self._c = c
+        def _shut(self, idle_s=5.):
+            if self._c is not None and time.monotonic()-self._used_at>=idle_s: self._c.close()
+            return True
+    db = TenantDatabase('postgresql+psycopg://', engine_kws=dict(creator=lambda: self.lend(path.removeprefix(self.prefix)), poolclass=NullPool))
+    db._c.close()
     return db
 
 @patch
 def close(self:PgServer):
     "Close what is free now, and the rest when it is given back"
+    self.closed = True
     for o in list(self.pools.values()): o.close()
+    for q in list(self.spare.values()):
+        while q: q.pop().close()
