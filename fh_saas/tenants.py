@@ -229,7 +229,7 @@ def _create_on_server(self:Tenants, id, kw):
     me,store = new_identity(),self._server.make(id, self._options['busy_s'])
     key = self.registry.keep(store.path)
     try:
-        stamp(store, me, 1, store.path)
+        stamp(store, me, 1, self.registry.place(store.path))
         self.registry.add(id, self._options['clock'](), path=key, identity=me, **kw)
     except BaseException: store.close(); self._server.drop(key); raise
     store.close()
@@ -736,7 +736,7 @@ def resume(self:Tenant):
         epoch = max(row.epoch, p.epoch)+1
         ts.registry.set(self.id, status='active', reason=None, epoch=epoch, mark=p.mark)
         with ts.registry.writing() as r: r.execute('update tenant_registry set mark=? where id=?', (p.mark, self.id))
-        stamp(f, row.identity, epoch, f.path, c)
+        stamp(f, row.identity, epoch, ts.registry.place(f.path), c)
         set_gate(c, None, ts._now())
     ts._changed()
     ts._ring(self.id)

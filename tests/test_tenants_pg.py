@@ -45,6 +45,14 @@ def test_another_process_sees_it_and_takes_over(make, pg):
     assert done(t, i).result=='3'
 
 @both
+def test_one_server_under_two_addresses(make, pg, layout):
+    ts = make(worker=False)
+    i,_ = ts.create('acme').jobs.submit('sum', work.add, a=1, b=2)
+    other = Tenants(pg.replace('127.0.0.1', 'localhost'), layout=layout, handoff=0, tasks=[work.add])
+    try: assert done(other['acme'], i).result=='3' and other['acme'].status=='active'
+    finally: stop_worker(); other.close()
+
+@both
 def test_freeze_thaw_rename_delete(make, pg, layout):
     ts = make()
     t = ts.create('acme')

@@ -16,6 +16,7 @@ from .pg_sql import pg_sql, quoted
 from .postgres import PgStore
 from .registry import Registry, _tables
 from .sqlite_file import VERSION
+from itertools import count
 
 # %% ../../nbs/store/23_pg_registry.ipynb #8a9758cf
 _instead = {'insert or replace into tenant_plans values(?,?,?)':
@@ -63,6 +64,13 @@ def keep(self:PgRegistry,
 )->str: # Name of its schema or database
     "How the registry notes it"
     return path.removeprefix(self.server.prefix)
+
+@patch
+def place(self:PgRegistry,
+    path:str, # A tenant's database, in full
+)->str: # Name of its schema or database, for one server goes by many addresses
+    "What its passport calls the place"
+    return self.keep(path)
 
 @patch
 def full(self:PgRegistry,
@@ -179,7 +187,7 @@ def free_name(self:PgServer,
     "What the tenant's place is to be called. Names of PostgreSQL's end at 63 bytes"
     base = f't_{id}' if len(id)<=55 else f't_{id[:46]}_{hashlib.sha256(id.encode()).hexdigest()[:8]}'
     there = {o for o, in self._ask('select nspname from pg_namespace' if self.layout=='schema' else 'select datname from pg_database')}
-    return next(o for o in (base, *(f'{base}_{i}' for i in range(2, 10**6))) if o not in there)
+    return next(o for i in count(1) if (o := base if i==1 else f'{base}_{i}') not in there)
 
 # %% ../../nbs/store/23_pg_registry.ipynb #1d6e70f4
 @patch
