@@ -52,10 +52,15 @@ class PgEngine(Engine):
     ):
         super().__init__(**kw)
         self.url,self.listen,self.look_s,self.take_s = url,listen,look_s,take_s
-        self._conn,self._lock,self._bell,self._held,self._made = None,threading.RLock(),threading.Event(),{},False
+        self._made = False
 
 # %% ../../nbs/engines/01_postgres.ipynb #2cc82286
 ALIVE = dict(connect_timeout=5, keepalives=1, keepalives_idle=4, keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000, application_name='fh_saas ring')
+
+@patch
+def _forked(self:PgEngine):
+    Engine._forked(self)
+    self._conn,self._lock,self._bell,self._held = None,threading.RLock(),threading.Event(),{}
 
 @patch
 def _connect(self:PgEngine): return psycopg.connect(self.url, autocommit=True, prepare_threshold=None, **ALIVE)
