@@ -3,11 +3,14 @@ import contextlib, fcntl, os, signal, sys, tempfile
 from pathlib import Path
 import pytest
 
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)   # hundreds of processes are started below, and each would compile the package anew
 sys.path.insert(0, str(Path(__file__).parent/'apps'))   # their tasks are importable here by the name they have there
 from util import PgTenant, Tenant, stop_worker
 from pg import pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
 
-def pytest_configure(config): config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
+    config.addinivalue_line('markers', 'on_sqlite(why): only on SQLite')
 
 @contextlib.contextmanager
 def turn(alone):
@@ -34,8 +37,6 @@ def pytest_generate_tests(metafunc):
     one = next((o.args[0] for o in metafunc.definition.iter_markers('on_sqlite')), None)
     stores = ['sqlite'] if one else getattr(metafunc.module, 'stores', ['sqlite'])
     if len(stores)>1: metafunc.parametrize('t', stores, indirect=True)
-
-def pytest_configure(config): config.addinivalue_line('markers', 'on_sqlite(why): only on SQLite')
 
 @pytest.fixture
 def t(request, tmp_path, monkeypatch):
