@@ -25,6 +25,13 @@ def turn(alone):
 def pytest_runtest_protocol(item):
     with turn(item.get_closest_marker('alone') is not None): return (yield)
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    "What was logged or printed goes to another process, and half a surrogate pair could not"
+    rep = yield
+    rep.sections = [(k, v.encode(errors='backslashreplace').decode()) for k,v in rep.sections]
+    return rep
+
 @pytest.fixture(autouse=True)
 def ctrl_c():
     "Ctrl-C is left as it was, so that one test cannot spoil `asyncio.run` for the next"
