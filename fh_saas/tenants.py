@@ -822,7 +822,9 @@ def _left(self:Tenants, lane, had):
     "When to ring again for a tenant: True for now, None for not at all"
     g,now = lane.store.glance(),lane.clock()
     if g.due: return had or self._engine.clock()+1.
-    if lane.store.running_now(): return self._engine.clock()+lane.lease_s
+    if lane.store.running_now():
+        ends = [from_iso(at)-now for o,at in lane.store.owners() if o!=lane.owner]          # seconds until another's lease ends
+        return self._engine.clock()+min([lane.lease_s, *(max(.5, o+.1) for o in ends)])
     return self._engine.clock()+max(0., from_iso(g.next_at)-now) if g.next_at else None
 
 # %% ../nbs/22_tenants.ipynb #88883363

@@ -22,7 +22,7 @@ try:
 except ImportError as e: raise ImportError("the Procrastinate engine needs procrastinate, which is not installed: pip install 'fh-saas[procrastinate]'") from e
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #920a6b26
-TASK,HELD_S = 'fh_saas.drain',30.
+TASK,HELD_S = 'fh_saas.drain',15.
 
 class ProcrastinateEngine(PgEngine):
     "Rings for tenants through Procrastinate's jobs"
@@ -129,7 +129,7 @@ async def _works(self:ProcrastinateEngine, drain, ex):
 @patch
 async def _cares(self:ProcrastinateEngine, app, run):
     while True:
-        await asyncio.sleep(self.take_s/3)
+        await asyncio.sleep(self.take_s/10)
         await app.job_manager.prune_stalled_workers(self.take_s)
         for j in await app.job_manager.get_stalled_jobs(queue=self.queue, seconds_since_heartbeat=self.take_s):
             await run(self._send, {j.task_kwargs['tenant']:0.})
