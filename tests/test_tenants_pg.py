@@ -119,6 +119,8 @@ def test_effects_in_the_tenants_database_once(make, pg):
         db.q('insert into notes values(8)')
     with pytest.raises(ZeroDivisionError), t.jobs.transaction() as db: db.q('insert into notes values(9)'); 1/0
     assert [o['id'] for o in t.db.q('select id from notes order by id')]==[7, 8]
+    t.db.t.notes.insert(id=9)
+    assert [o['id'] for o in t.db.t.notes()]==[7, 8, 9] and 'notes' not in ts.create('globex').db.t
 
 def test_retry_cron_rollout(make):
     ts = make()

@@ -265,9 +265,17 @@ def database(self:PgServer,
     "The tenant's database for the app; its connection is had when it is used"
     try: from fastsql import Database
     except ImportError as e: raise ImportError("a tenant's db needs fastsql, which is not installed: pip install 'fh-saas[postgres]'") from e
+    from sqlalchemy import MetaData, create_engine
     from sqlalchemy.pool import NullPool
     class TenantDatabase(Database):
-        _c,_used_at = None,0.
+        def __init__(self, url, engine): self.conn_str,self.engine,self._tables,self._c,self._meta,self._used_at = url,engine,{},None,None,0.
+        @property
+        def meta(self):
+            if self._meta is None:                   # to look at all tables takes a while, and a task may not need them
+                m = MetaData()
+                m.reflect(bind=self.engine)
+                m.bind,m.conn,self._meta = self.engine,self.conn,m
+            return self._meta
         @property
         def conn(self):
             self._used_at = time.monotonic()
@@ -278,9 +286,7 @@ def database(self:PgServer,
         def _shut(self, idle_s=5.):
             if self._c is not None and time.monotonic()-self._used_at>=idle_s: self._c.close()
             return True
-    db = TenantDatabase('postgresql+psycopg://', engine_kws=dict(creator=lambda: self.lend(path.removeprefix(self.prefix)), poolclass=NullPool))
-    db._c.close()
-    return db
+    return TenantDatabase(path, create_engine('postgresql+psycopg://', creator=lambda: self.lend(path.removeprefix(self.prefix)), poolclass=NullPool))
 
 @patch
 def close(self:PgServer):
