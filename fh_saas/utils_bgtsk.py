@@ -338,6 +338,8 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
             at = [from_iso(o.run_at) for o in jobs if o.ready==LATER]
             lane.due_at = min(lane.due_at, *at) if at else min(lane.due_at, self.clock()+self.handoff)
     if due and ring and lane.here: lane.here.ring(lane.name)
+    elif not due and lane.here and lane.here.far:
+        if at := [from_iso(o.run_at) for o in jobs if o.ready in (LATER, HANDED)]: lane.here.far(lane.name, min(at))
 
 # %% ../nbs/20_utils_bgtsk.ipynb #4c295e1c
 @patch

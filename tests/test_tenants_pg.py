@@ -175,6 +175,15 @@ def test_a_worker_on_another_machine_is_woken_and_its_death_survived(pg, layout,
     finally:
         for p in ps: p.kill(); p.wait()
 
+@pytest.mark.parametrize('kind', ['postgres', 'procrastinate'])
+def test_a_job_for_later_is_rung_for_at_its_time(pg, make, kind):
+    if kind=='procrastinate': pytest.importorskip('procrastinate')
+    ts = make(worker=False, engine=kind)
+    ts.create('acme').jobs.options(delay=3600).submit('sum', work.add, a=1, b=2)
+    assert ts._engine.flush()
+    with psycopg.connect(pg) as c: wait = c.execute('select extract(epoch from min(at)-now()) from tenant_rings' if kind=='postgres' else 'select extract(epoch from min(scheduled_at)-now()) from procrastinate_jobs').fetchone()[0]
+    assert 3500<wait<=3600
+
 APP = '''
 import os
 from fh_saas.tenants import Tenants
@@ -195,6 +204,8 @@ def test_worker_by_command(pg, tmp_path):
         assert 'serving Tenants' in p.stdout.readline()
         i,_ = t.jobs.submit('sum', work.add, a=1, b=2)
         assert done(t, i).result=='3'
+        i,_ = t.jobs.options(delay=1).submit('sum', work.add, a=1, b=2)      # its time is known to the engine, whoever has the tenant open
+        assert done(t, i, s=8).result=='3'
         p.send_signal(signal.SIGTERM)
         assert p.wait(20)==0
     finally: p.kill(); p.wait(); ts.close()
