@@ -10,7 +10,7 @@ import asyncio, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fastcore.basics import patch
-from .postgres import ALIVE, Engine, PgEngine
+from .postgres import ALIVE, WATCH, Engine, PgEngine
 from ..telemetry import log
 from typing import Callable
 
@@ -66,7 +66,7 @@ def _defer(self:ProcrastinateEngine, c, tenant, wait=0.):
 def _send(self:ProcrastinateEngine, rings):
     for tenant,at in rings.items():
         with self._open() as c, c.transaction():
-            c.execute('set local synchronous_commit=off')
+            c.execute("set local synchronous_commit=off; set local lock_timeout='5s'; set local idle_in_transaction_session_timeout='5s'")
             self._defer(c, tenant, self._waits(at))
 
 @patch
@@ -108,12 +108,16 @@ def _one(self:ProcrastinateEngine, drain, tenant):
     except (procrastinate.exceptions.ProcrastinateException, psycopg.Error): self.ring(tenant, at)
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #54a2aec9
+async def _watch(conn):
+    await conn.execute(WATCH)
+    await conn.commit()
+
 @patch
 async def _works(self:ProcrastinateEngine, drain, ex):
     "Procrastinate's worker, until `stop` or until it has lost the server"
     with self._open(): pass                                     # the tables
     run = lambda f, *a: self._loop.run_in_executor(ex, f, *a)
-    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=self.url, min_size=1, max_size=4, timeout=10, kwargs=dict(ALIVE)))
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=self.url, min_size=1, max_size=4, timeout=10, kwargs=dict(ALIVE), configure=_watch))
     @app.task(name=TASK, queue=self.queue, retry=False)
     async def ring(tenant): await run(self._one, drain, tenant)
     async with app.open_async():

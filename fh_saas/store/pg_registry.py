@@ -130,7 +130,11 @@ def connect(self:PgServer,
     db:str=None, # Name of the database; None for the host's
 ): # A psycopg connection
     "A new connection"
-    return psycopg.connect(self.url, **dict(connect_timeout=5, application_name='fh_saas')|(dict(dbname=db) if db else {}))
+    c = psycopg.connect(self.url, autocommit=True, **dict(connect_timeout=5, application_name='fh_saas')|(dict(dbname=db) if db else {}))
+    c.execute(_WATCH)
+    return c
+
+_WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; '    # so that the server notices soon that a machine was cut off
 
 @patch
 def pool(self:PgServer,
@@ -245,7 +249,7 @@ def lend(self:PgServer,
         except IndexError: c,old = _Lent.connect(self.url, dbname=db, connect_timeout=5, application_name='fh_saas app'),False
         try:
             c.autocommit = True
-            c.execute(begin)
+            c.execute(_WATCH+begin)
             c.autocommit = False
             break
         except psycopg.Error:                   # the server was restarted meanwhile

@@ -106,9 +106,10 @@ class Run:
     def cut(self, s):
         m = self.ms[0]
         m.cut(); self.note('cut off', m.i)
-        t = time.monotonic()
-        with suppress(psycopg.Error): self.recovered(m.owner, f'cut {m.i}', t)
-        time.sleep(max(0., s-(time.monotonic()-t)))
+        t = threading.Thread(target=self._when, args=(m.owner, f'cut {m.i}', time.monotonic()), daemon=True)
+        t.start()
+        time.sleep(s)
+        assert m.ns is None or not t.is_alive(), 'what the machine had in hand was not taken back while it was cut off'
         m.mend(); self.note('joined again', m.i)
     def restart(self, mode): self.server.restart(mode); self.note('server restarted', mode)
     def verify(self, s):
