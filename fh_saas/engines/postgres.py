@@ -62,7 +62,7 @@ def _forked(self:PgEngine):
     Engine._forked(self)
     self._conn,self._lock,self._bell,self._held = None,threading.RLock(),threading.Event(),{}
 
-WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3'
+WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000'
 
 @patch
 def _connect(self:PgEngine):

@@ -134,7 +134,7 @@ def connect(self:PgServer,
     c.execute(_WATCH)
     return c
 
-_WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; '    # so that the server notices soon that a machine was cut off
+_WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000; '    # so that the server notices soon that a machine was cut off
 
 @patch
 def pool(self:PgServer,
