@@ -220,7 +220,8 @@ def _find_server(self:Tenants):
 
 @patch
 def _store_of(self:Tenants, e):
-    s = self._server.store(e.path, self._options['busy_s'])
+    rings = self._layout=='schema' and hasattr(self._engine, 'ring_sql')
+    s = self._server.store(e.path, self._options['busy_s'], ring=self._engine.ring_sql(e.id) if rings else None)
     s.app = _AppOf(self, e.id)
     return s
 

@@ -176,6 +176,21 @@ def test_a_worker_on_another_machine_is_woken_and_its_death_survived(pg, layout,
         for p in ps: p.kill(); p.wait()
 
 @pytest.mark.parametrize('kind', ['postgres', 'procrastinate'])
+def test_job_and_ring_commit_together(pg, make, kind, monkeypatch):
+    if kind=='procrastinate': pytest.importorskip('procrastinate')
+    ts = make(worker=False, engine=kind)
+    t = ts.create('acme')
+    monkeypatch.setattr(ts._engine, 'ring', lambda *a: None)       # the process dies between the commit and the ring
+    rings = lambda: psycopg.connect(pg).execute('select count(*) from '+('tenant_rings' if kind=='postgres' else 'procrastinate_jobs')).fetchone()[0]
+    with pytest.raises(ZeroDivisionError), t.jobs.transaction() as db: t.jobs.submit('sum', work.add, a=1, b=2); 1/0
+    assert rings()==0
+    for _ in range(3): t.jobs.submit('sum', work.add, a=1, b=2)
+    t.jobs.submit_many('sum', work.add, [dict(a=1, b=2)]*3)
+    assert rings()==1 and len(t.jobs.list_jobs())==6
+    make(engine=kind)
+    until(lambda: len(t.jobs.list_jobs(status='completed'))==6)
+
+@pytest.mark.parametrize('kind', ['postgres', 'procrastinate'])
 def test_a_job_for_later_is_rung_for_at_its_time(pg, make, kind):
     if kind=='procrastinate': pytest.importorskip('procrastinate')
     ts = make(worker=False, engine=kind)

@@ -25,7 +25,7 @@ create index if not exists tenant_rings_at on tenant_rings(at)"""
 RING = """with new as (insert into tenant_rings as r select t, now()+make_interval(secs=>s) from unnest(%s::text[], %s::float8[]) u(t,s) order by t
     on conflict(tenant) do update set at=excluded.at where r.at>excluded.at returning 1) select pg_notify('fh_saas_rings','') where exists(select 1 from new)"""
 
-RING_IN = """insert into tenant_rings as r select %s, now() where not exists(select 1 from tenant_rings where tenant=%s and at<=now())
+RING_IN = """insert into "tenant_rings" as r select %s, now() where not exists(select 1 from "tenant_rings" where tenant=%s and at<=now())
     on conflict(tenant) do update set at=least(r.at, excluded.at)"""
 
 TAKE = """update tenant_rings r set at=clock_timestamp()+make_interval(secs=>%s)
@@ -112,9 +112,16 @@ def ring_in(self:PgEngine,
 ):
     """Ring as a part of the transaction that submits the job, where the host's database is the tenant's too: neither is ever there without the
     other. Ring once more after the commit, because a worker may be looking just now"""
+    conn.execute(*self.ring_sql(tenant))
+
+@patch
+def ring_sql(self:PgEngine,
+    tenant:str, # Has work once that is committed
+)->tuple: # The statement and its values
+    "What `ring_in` does, to be made a part of another statement. The tables are there once this returns"
     if not self._made:
         with self._open(): pass
-    conn.execute(RING_IN, (tenant, tenant))
+    return RING_IN,(tenant, tenant)
 
 # %% ../../nbs/engines/01_postgres.ipynb #647b841b
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['TASK', 'HELD_S', 'ProcrastinateEngine']
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #3f395302
-import asyncio, threading, time
+import asyncio, json, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fastcore.basics import patch
@@ -76,9 +76,20 @@ def ring_in(self:ProcrastinateEngine,
 ):
     """Ring as a part of the transaction that submits the job, where the host's database is the tenant's too. Ring once more after the commit,
     because a worker may be looking just now. Transactions that ring for the same tenant wait for each other"""
+    conn.execute(*self.ring_sql(tenant))
+
+_RING_IN = """insert into procrastinate_jobs(queue_name, task_name, queueing_lock, args) select %s,%s,%s,%s::jsonb
+    where not exists(select 1 from procrastinate_jobs where queueing_lock=%s and status='todo') on conflict do nothing"""
+
+@patch
+def ring_sql(self:ProcrastinateEngine,
+    tenant:str, # Has work once that is committed
+)->tuple: # The statement and its values
+    "What `ring_in` does, to be made a part of another statement. Procrastinate's own would end the transaction if it is enqueued already"
     if not self._made:
         with self._open(): pass
-    self._defer(conn, tenant)
+    lock = f'fh_saas:{tenant}'
+    return _RING_IN,(self.queue, TASK, lock, json.dumps(dict(tenant=tenant)), lock)
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #e05e214d
 @patch

@@ -10,10 +10,11 @@ import hashlib, threading, time
 from collections import deque
 from contextlib import contextmanager
 from fastcore.basics import patch
-from .base import StoreError
+from .base import DUE, StoreError
 from .pg_file import PgConn, PgFile, PgPool, _name, _typed, pg_error, pg_version, psycopg
 from .pg_sql import pg_sql, quoted
-from .postgres import PgStore
+from . import postgres as _postgres
+from .postgres import PgStore, PgStoreConn
 from .registry import Registry, _tables
 from .sqlite_file import VERSION
 from itertools import count
@@ -165,15 +166,31 @@ def registry(self:PgServer,
     r.server = self
     return r
 
+_READY = [n for n,_ in _postgres._ALL].index('ready')
+
+class _Ringing(PgStoreConn):
+    "Jobs that are due and their ring in one statement, so that neither is ever there without the other"
+    def own(self,
+        sql:str, # One statement of PostgreSQL's own
+        args:tuple=(), # Bound values
+    ):
+        "Run a statement"
+        if (sql is _postgres._INSERT or sql is _postgres._INSERT_1) and DUE in (args[_READY] if isinstance(args[_READY], list) else (args[_READY],)): sql,args = f'with ring as ({self.ring[0]}) {sql}',(*self.ring[1], *args)
+        return PgStoreConn.own(self, sql, args)
+
+def _in_schema(ring):
+    return PgStore if ring is None else type('PgStore', (PgStore,), dict(conn_type=type('PgStoreConn', (_Ringing,), dict(ring=ring))))
+
 @patch
 def store(self:PgServer,
     path:str, # A tenant's database, in full
     wait_s:float, # How long to wait for locks, in seconds
     create:bool=False, # Whether to make tables that are missing
+    ring:tuple=None, # A statement and its values that go with each submit, where that is the same database; None for none
 )->PgStore:
     "A tenant's jobs. Raises `StoreError`"
     key = path.removeprefix(self.prefix)
-    if self.layout=='schema': return PgStore(self.pool(self.host), path, wait_s, key, create)
+    if self.layout=='schema': return _in_schema(ring)(self.pool(self.host), path, wait_s, key, create)
     return PgStore(self.pool(key), path, wait_s, None, create)
 
 @patch
