@@ -41,13 +41,15 @@ class ProcrastinateEngine(PgEngine):
 _LATER = """update procrastinate_jobs set scheduled_at=now()+make_interval(secs=>%s) where queueing_lock=%s and status='todo'
     and (id=%s or scheduled_at>now()+make_interval(secs=>%s))"""
 
+_THERE = "select 1 from pg_class where relname='procrastinate_jobs' and pg_table_is_visible(oid)"      # to_regclass may remember, within a transaction, that there was none
+
 @patch
 def _make(self:ProcrastinateEngine):
     c = self._conn
     if c.execute("select to_regclass('procrastinate_jobs')").fetchone()[0] is None:
         with c.transaction():
             c.execute('select pg_advisory_xact_lock(1718121472, 10)')                 # two that make it at once
-            if c.execute("select to_regclass('procrastinate_jobs')").fetchone()[0] is None: c.execute(self._said.schema_manager.get_schema())
+            if not c.execute(_THERE).fetchall(): c.execute(self._said.schema_manager.get_schema())
     self._made = True
 
 @patch
