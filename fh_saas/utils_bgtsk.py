@@ -451,6 +451,7 @@ class JobTask(BackgroundTask):
             lane.when_ended(self.job_id, tell)
             if m._over(self.job_id): return lane.forget(self.job_id, tell)    # a worker was quicker
             lane.handed.append(self.job_id)
+            lane.known.hurry()
             m._serve(lane).kick(lane)
             try: await m._ended(self.job_id, ended)
             finally: lane.forget(self.job_id, tell)
@@ -646,6 +647,7 @@ def _before_wait(self:BackgroundTaskManager, job_id):
     if job.status=='pending':
         with self._using() as lane:
             if w := self._serve(lane) if self.worker else lane.server:
+                lane.known.hurry()
                 if job.ready==HANDED: lane.handed.append(job.id)
                 w.kick(lane)
     return job

@@ -87,6 +87,20 @@ def test_memory():
         assert len(asyncio.run(all()))==200
     finally: m.close(); stop_worker()
 
+def test_wait_in_a_script(t):
+    "A script's jobs begin once it has had time to define its tasks, or as soon as it waits for one; what it defines after that is found"
+    run_py(t, "def late(): out('late')\nmgr(worker=False).submit('l', late)")
+    assert run_py(t, """
+from fh_saas import tasks
+tasks._first['__main__'] = time.monotonic()+3600       # it would take an hour
+def add(a): return a+1
+m = mgr()
+out(m.wait(m.submit('a', add, a=1)[0], 20).result)
+id,bg = m.submit('a', add, a=2)
+asyncio.run(bg()); out(m.get_job(id).result)
+def late(): out('late')
+out(m.wait(m.list_jobs('l')[0].id, 20).status)""").split()==['2', '3', 'late', 'completed']
+
 # --- no end
 
 @pytest.mark.parametrize('bad,e', [(-1,ValueError), (float('nan'),ValueError), ('5',TypeError), (True,TypeError), ([],TypeError)])
