@@ -45,13 +45,17 @@ def full(n, module, trees):
 
 # --- annotations
 
-def optional(ann, default):
-    "An annotation that also takes the default None, and is loose where the source is"
+def says_none(p):
+    "Whether the docment of a parameter speaks of None"
+    return 'None' in p.source[p.lineno-1].partition('#')[2]
+
+def optional(ann, default, none=False):
+    "An annotation that also takes the default None, or a None that the docment speaks of, and is loose where the source is"
     if ann is None: return 'Any'
     if isinstance(ann, ast.Constant) and isinstance(ann.value, str): ann = ast.parse(ann.value, mode='eval').body
     s = ast.unparse(ann)
     s = {'callable':'Callable[..., Any]', 'Callable':'Callable[..., Any]', 'float':'float', 'list':'list[Any]', 'dict':'dict[str, Any]', 'tuple':'tuple[Any, ...]'}.get(s, s)
-    return f'{s} | None' if isinstance(default, ast.Constant) and default.value is None and 'None' not in s and s!='Any' else s
+    return f'{s} | None' if (none or isinstance(default, ast.Constant) and default.value is None) and 'None' not in s and s!='Any' else s
 
 def args_of(f, skip_ann=True):
     "A parameter list with `...` for the defaults"
@@ -68,7 +72,7 @@ def args_of(f, skip_ann=True):
     if a.kwarg: out.append(f'**{a.kwarg.arg}: Any')
     return ', '.join(out)
 
-def one(p, d): return f'{p.arg}: {optional(p.annotation, d)}'+('' if d is None else ' = ...')
+def one(p, d): return f'{p.arg}: {optional(p.annotation, d, says_none(p))}'+('' if d is None else ' = ...')
 
 def returns(f):
     if f.name in ('__init__', '__exit__', '__aexit__', '__setattr__', '__delattr__') and f.returns is None: return 'None'
@@ -97,10 +101,10 @@ def klass(c, more):
         if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)):
             if private(n.name): continue
             out.append(func(n, '    ')); seen.add(n.name)
-            if n.name=='__init__' and not data: out += fields(n, '  # type: ignore[misc]' if bases else '')
+            if n.name=='__init__' and not data: out += fields(n, '  # type: ignore' if bases else '')
         elif isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name):
             out.append(f'    {n.target.id}: {optional(n.annotation, n.value)}'+(' = ...' if n.value is not None else ''))
-        elif isinstance(n, ast.Assign): out += [f'    {t.id}: Any' for a in n.targets for t in (a.elts if isinstance(a, ast.Tuple) else [a]) if isinstance(t, ast.Name) and not t.id.startswith('_')]
+        elif isinstance(n, ast.Assign): out += [f'    {t.id}: Any{note}' for a in n.targets for t in (a.elts if isinstance(a, ast.Tuple) else [a]) if isinstance(t, ast.Name) and not t.id.startswith('_') for note in ['  # type: ignore' if bases else '']]
     out += [func(f, '    ', how) for f,how in {f.name:(f, how) for f,how in more if f.name not in seen and not private(f.name)}.values()]
     if not data and '__getattr__' not in seen and 'GetAttr' in bases: out.append('    def __getattr__(self, name: str) -> Any: ...')
     return '\n'.join(out if len(out)>1+len(deco) else [*out, '    ...'])
@@ -145,13 +149,16 @@ def stub(module, trees, patches):
             for t in n.targets:
                 for x in (t.elts if isinstance(t, ast.Tuple) else [t]):
                     if isinstance(x, ast.Name) and x.id not in have and not private(x.id) and x.id not in ('__all__', '_all_'): out.append(f'{x.id}: Any'); have.add(x.id)
-    lines = sorted(set(imports(module, trees, public, used(out))))
-    had = {o.split()[-1] for o in lines}
-    return [*lines, *[o for o in out if o.removesuffix(': Any') not in had]]
+    head = sorted(set(imports(module, trees, public, used(out))))
+    had = {o.split()[-1] for o in head}|{a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    return [*head, *[o for o in out if o.removesuffix(': Any') not in had]]
 
 def stubs(lib=root/NAME):
     "Text of each stub by its path below the package's folder"
     trees = {m:(p, t) for m,p,t in modules(lib)}
+    for p,t in trees.values():
+        src = p.read_text(encoding='utf-8').splitlines()
+        for n in ast.walk(t): n.source = src
     patches,extra = {},{}
     for m,(p,t) in trees.items():
         for n in t.body:
@@ -167,7 +174,7 @@ def stubs(lib=root/NAME):
         for x in sorted(used(lines)-known):
             src = next((h for f in [m, *extra.get(m, [])] if (h := home(x, f, trees))), None)
             lines.insert(0, f'from {src} import {x}' if src and src!=m else '' if src or x in dir(builtins) else f'{x} = Any')     # a name that checkers need not know
-        out[p.relative_to(lib).with_suffix('.pyi')] = '\n'.join([HEAD, *[l for l in lines if l]])+'\n'
+        out[p.relative_to(lib).with_suffix('.pyi')] = '\n'.join([HEAD, *[l for l in lines if l and not (l.endswith(': Any') and l.replace(': Any', ' = Any') in lines)]])+'\n'
     return out
 
 def write(out, lib=root/NAME):
