@@ -58,7 +58,7 @@ def _parents(lane, row):
 # %% ../nbs/16_explain.ipynb #06510bb4
 def _nobody(lane):
     "Whether no living process is known that could run jobs"
-    if lane.server: return None
+    if lane.server or lane.store.remote: return None
     if lane.here and lane.here.workers(): return None
     return 'no worker runs: no process serves this database; start `fh_saas worker`, or an app whose manager has worker=True'
 

@@ -26,7 +26,8 @@ from .executor import Outcome, clip
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
 from .keys import Keys, as_keys
-from .lane import Attempt, generation, open_lane
+from .databases import check_database, is_usual, lane_of
+from .lane import Attempt, generation
 from .maintenance import look_in, mend
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
@@ -94,7 +95,7 @@ _fields = {o.name for o in fields(TenantJob)}
 class BackgroundTaskManager:
     "Lightweight background task manager for tenant-level operations"
     def __init__(self,
-        db:'Database', # The tenant's fastlite `Database`
+        db:'Database', # The tenant's `Database`, of fastlite or of fastsql
         *,
         tasks:list|dict=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
         worker:bool=True, # Whether this process runs jobs; the environment's `FH_SAAS_WORKER=0` switches that off
@@ -106,12 +107,11 @@ class BackgroundTaskManager:
         busy_s:float=5., # How long to wait for a locked database, in seconds
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
-        clock:Callable=_clock.time, # The time in seconds since 1970
+        clock:Callable=_clock.time, # The time in seconds since 1970; on PostgreSQL the machine's clock stands for the server's
         keys:list|str|Keys=None, # Keys that seal in the file what jobs are given, return and say, the newest first, or `Keys`; None to store it as it is
         redact:bool|list|Redactor=None, # Hide secrets in errors, logs and messages before they are stored: True, further patterns of names, or a `Redactor`; None to store them as they are
     ):
-        if not isinstance(conn := getattr(db, 'conn', None), apsw.Connection):
-            raise TypeError(f'BackgroundTaskManager takes a fastlite Database, not {db!r}')
+        check_database(db)
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
                        payload_limit=payload_limit, clock=clock, **_widths(queues))
         self.db,self.handoff,self.wait_s,self.busy_s,self.drain_s = db,handoff,wait_s,busy_s,drain_s
@@ -158,10 +158,10 @@ def _lane(self:BackgroundTaskManager):
 
 @patch
 def _open_lane(self:BackgroundTaskManager):
-    if self._known and not self._open.store.memory and not os.path.exists(self._open.key):
+    if self._known and self._open.store.inode and not os.path.exists(self._open.key):
         raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
-    lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
-    if self.clock is _clock.time: self.clock = lane.clock
+    lane = lane_of(self.db, self._known, self.clock, self.busy_s)
+    if is_usual(self.clock): self.clock = lane.clock
     elif self.clock!=lane.clock: raise ValueError(f'clock: {lane.name} is open in this process with another one, {lane.clock!r}; a file has one clock')
     try: self._guard(lane)
     except BaseException:
@@ -318,8 +318,8 @@ def _commit(self:BackgroundTaskManager, lane, jobs):
 
 @patch
 def _in_write(self:BackgroundTaskManager):
-    "Whether the app's connection is inside a write transaction"
-    conn = self.db.conn
+    "Whether the app's connection is inside a write transaction, which a submit would wait for"
+    if not isinstance(conn := self.db.conn, apsw.Connection): return False
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
@@ -673,14 +673,13 @@ class Transaction(Block):
 @patch
 def _begin(self:Transaction):
     "Open a connection and take the write lock"
-    from fastlite import Database
     if self.lane.store.memory: raise RuntimeError('a :memory: database has one connection only, so it has no transaction() of its own; use a file')
     self._pin = self.manager._using()
     self.lane = self._pin.__enter__()
     try: self._conn = self.lane.store.private(self.manager.busy_s)
     except BaseException: self._pin.__exit__(None, None, None); raise
     self.open = True
-    return Database(self._conn)
+    return self.lane.store.as_database(self._conn)
 
 @patch
 def _end(self:Transaction, ok):
@@ -1016,7 +1015,7 @@ def prune(self:BackgroundTaskManager,
     check_batch(batch, now)
     with self._using() as lane: return Sweep(lane, read_keeps(lane.store), lane.keeps(), self.clock() if now is None else now, batch, self.busy_s).run()
 
-# %% ../nbs/20_utils_bgtsk.ipynb #0920b7c7
+# %% ../nbs/20_utils_bgtsk.ipynb #40a5f0a8
 @patch
 def forget(self:BackgroundTaskManager, *,
     containing:str=None, # A text in anything that a job keeps: arguments, result, errors, log, keys, tags; None to go by `payload`
