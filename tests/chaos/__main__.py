@@ -41,6 +41,7 @@ def power(s, a):
 def disk(s, a):
     "The disk fails"
     from . import disk
+    logging.disable(logging.CRITICAL)            # SQLite's own words about it
     disk.run(a.case and a.case.split(','), tell=lambda o: print('    '+o, flush=True))
 
 def versions(s, a):

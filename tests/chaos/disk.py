@@ -215,13 +215,15 @@ OPEN = {**{k:WHOLE[k] for k in ('text', 'the file of another tenant', 'an older 
     'its log missing': lambda f: os.unlink(f+'-wal'), 'its log and the index missing': lambda f: (os.unlink(f+'-wal'), os.unlink(f+'-shm')), 'its log emptied': lambda f: os.truncate(f+'-wal', 0),
     'its log overwritten': lambda f: over(f+'-wal', 0, junk(os.stat(f+'-wal').st_size, 'log')), 'an older file, and its log left': lambda f: put(f, Path(f).with_name('older').read_bytes())}
 
+KILLED = 'the file of another tenant','an older file','an older file, and its log left','its log missing','its log and the index missing'    # here the process is killed afterwards
+
 def asks(t, name):
     "What people ask a tenant: each is answered, or raises an error that names the file"
-    bad = 0
+    bad,got = 0,None
     for f in (lambda m: m.list_jobs(limit=1000), lambda m: m.list_jobs(status='pending'), lambda m: m.list_jobs('j', limit=3), lambda m: m.submit('l', p.works, x='late')):
-        try: f(t.jobs)
-        except StoreError as e: assert f'{name}.db' in str(e) or os.path.realpath(f'{p.folder}/{name}.db') in str(e), e; bad += 1
-    return bad
+        try: got = f(t.jobs)
+        except StoreError as e: assert f'{name}.db' in str(e) or os.path.realpath(f'{p.folder}/{name}.db') in str(e), e; bad += 1; got = None
+    return bad,got and got[0]
 
 def done(ts, id, n):
     try: js = ts[id].jobs.list_jobs(limit=1000)
@@ -230,7 +232,7 @@ def done(ts, id, n):
 
 def spoilt(how, spoil, where, template, running):
     "One way: what became of it. Raises `AssertionError`"
-    p.folder = str(where)
+    p.folder,killed = str(where),running and how.split(': ')[1] in KILLED
     shutil.rmtree(where, ignore_errors=True)
     shutil.copytree(template, where)
     f = str(where/'a.db')
@@ -244,7 +246,7 @@ def spoilt(how, spoil, where, template, running):
         until(lambda: done(ts, 'b', 30), 30)
         end = time.monotonic()+4.                # SQLite has no checksums: it may find nothing wrong, and less than there was
         while not (seen := 'a' in ts.health()['tenants'] or done(ts, 'a', 60)) and time.monotonic()<end: time.sleep(.02)
-        bad = asks(ts['a'], 'a')
+        bad,id = asks(ts['a'], 'a')
         ts['b'].jobs.submit('j', p.works, x='b30'); until(lambda: done(ts, 'b', 31))
         ran = {o for o, in said('ran')}
         try: js = ts['a'].jobs.list_jobs(limit=1000)
@@ -252,11 +254,20 @@ def spoilt(how, spoil, where, template, running):
         for o in js:
             if o.status=='completed': assert o.payload and any(f'"{x}"' in o.payload for x in ran), f'completed and never run: {o}'
         why = ts.health()['tenants'].get('a')
-        ts.close()
+        if not killed: ts.close()
+        Path(where/'id').write_text(id or '')
         Path(where/'became').write_text(f'{why["status"]}: {why["why"]}' if why else f'served, with {bad} errors when asked' if bad and seen else 'served' if seen else f'not noticed by the worker; {bad} errors when asked')
         os._exit(0)
     if forked(act): raise AssertionError(f'{how}: does not hold')
     if Counter(o for o, in said('ran') if o[0]=='b').most_common(1)[0][1]>1: raise AssertionError(f'{how}: a job of the other tenant ran twice')
+    def left():
+        c,id = apsw.Connection(f),(where/'id').read_text()
+        assert c.execute('pragma integrity_check').fetchall()==[('ok',)]
+        assert not id or c.execute('select 1 from tenant_jobs where id=?', (id,)).fetchall(), 'submit had said yes, and the job is not there'
+        was = c.execute("select count(*) from tenant_jobs where payload like '%last%'").fetchall()[0][0]
+        assert was==('missing' in how), 'something of the old file has got into the new one'
+        os._exit(0)
+    if killed and forked(left): raise AssertionError(f'{how}: does not hold after kill -9')
     def mended():
         for o in 'a.db', 'a.db-wal', 'a.db-shm':
             if os.path.isdir(where/o): os.rmdir(where/o)
