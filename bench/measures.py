@@ -1,7 +1,7 @@
 "The measures: each runs one system once and returns figures by name"
 import os, signal, statistics as st, subprocess, threading, time
 from bench import limits
-from bench.task import anoop, clear, home, started
+from bench.task import anoop, began, clear, home, started
 
 def pct(xs, q): xs = sorted(xs); return xs[min(len(xs)-1, int(len(xs)*q))]
 
@@ -48,7 +48,7 @@ def drain(s, n=40000, workers=None, key='drain'):
     size = s.size()
     s.submit_many(n)
     with Workers(s, workers) as w:
-        until(lambda: started(n)[n-1] and not s.busy(), ps=w.ps)
+        until(lambda: began(n-1) and not s.busy(), ps=w.ps)
         end = time.monotonic()
     s.check(n)
     out = {key:n/(end-min(started(n)))}
@@ -66,7 +66,7 @@ def latency(s, n=200):
     import psutil
     s.reset(); s.open(); clear()
     with Workers(s) as w:
-        s.submit(n); until(lambda: started(n+1)[n], ps=w.ps)
+        s.submit(n); until(lambda: began(n), ps=w.ps)
         time.sleep(2)                                   # all workers have started, and what they started has ended
         ps = [psutil.Process(p.pid) for p in w.ps]; ps += [c for p in ps for c in p.children(recursive=True)]
         cpu = lambda: sum(sum(p.cpu_times()[:2]) for p in ps)

@@ -62,4 +62,4 @@ def took(
     if s<.0995: return f'{s*1000:.1f} ms' if s<.00995 else f'{s*1000:.0f} ms'
     if s<59.5: return f'{s:.1f} s' if s<9.95 else f'{s:.0f} s'
     for n,unit,less in ((60,'min',3570), (3600,'h',84600), (86400,'d',math.inf)):
-        if s<less: return f'{s/n:.1f} {unit}' if s/n<9.95 else f'{s/n:.0f} {unit}'
+        if s<less: return f'{_n(s/n)} {unit}' if s/n<9.95 else f'{s/n:.0f} {unit}'

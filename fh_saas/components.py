@@ -58,7 +58,7 @@ def facts(
         left = (from_iso(p['at'])-from_iso(job.started_at))*(1-part)/part if part and s>=2 else 0
         if left>=1: out.append(words['left'].format(span(left)))
     if job.status=='pending' and job.retry_count and job.run_at and (s := from_iso(job.run_at)-now)>0: out.append(words['again'].format(span(s)))
-    if job.status in ('completed', 'failed') and job.started_at and job.completed_at: out.append(words['took'].format(span(from_iso(job.completed_at)-from_iso(job.started_at))))
+    if job.status in ('completed', 'failed') and job.started_at and job.completed_at and (s := from_iso(job.completed_at)-from_iso(job.started_at))>=.5: out.append(words['took'].format(span(s)))
     return out
 
 # %% ../nbs/29_components.ipynb #e40161eb

@@ -32,7 +32,7 @@ def schedules(
 ):
     "The schedules"
     tenant = v.tenant(needed=False)
-    rows = [[Strong(s.name), Span(s.state, cls=f'badge {s.state}'), s.expr or '?', s.tz or 'each tenant’s', _next(s), ago(s.last_at, v.now), _actions(v, s, tenant)] for s in _owner(v, tenant).schedules()]
+    rows = [[Strong(s.name), Span(s.state, cls=f'badge {s.state}'), Span(s.expr or '?', cls='keep'), Span(s.tz or 'each tenant’s', cls='keep'), _next(s) if s.next or s.tz or tenant else 'at each tenant’s own time', ago(s.last_at, v.now), _actions(v, s, tenant)] for s in _owner(v, tenant).schedules()]
     form = Form(tenant_field(v, tenant), Button('Show'), action=v.url('/schedules'), cls='filter', role='search') if v.board.many else ''
     t = table(['Schedule','State','When','Zone','Next','Dealt with up to','-Actions'], rows, 'Schedules') if rows else P('There is no schedule.', cls='none')
     return v.page('Schedules', form, live=[Section(H2(f'Of {tenant}' if tenant not in (None, ONE) else 'Of all tenants' if v.board.many else 'Of this database'), t, cls='card')])

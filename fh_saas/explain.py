@@ -58,7 +58,7 @@ def _parents(lane, row):
 # %% ../nbs/16_explain.ipynb #06510bb4
 def _nobody(lane):
     "Whether no living process is known that could run jobs"
-    if lane.server: return None
+    if lane.server or lane.store.remote: return None
     if lane.here and lane.here.workers(): return None
     return 'no worker runs: no process serves this database; start `fh_saas worker`, or an app whose manager has worker=True'
 
@@ -69,7 +69,7 @@ def _full(lane):
     if not w: return None
     if w.stopping or lane.closing: return 'the worker of this process has stopped, and no other has claimed it yet'
     if lane.max_running is not None and (n := lane.store.running_now())>=lane.max_running: return f'the tenant runs {n} of at most {lane.max_running} jobs'
-    if len(w.running)>=w.threads and w.ready.nrun>=w.threads: return f'all {w.threads} threads of this process are busy'
+    if len(w.running)>=w.threads and w.ready.nrun>=w.threads: return f'all {w.threads} threads of this process are busy' if w.threads>1 else 'the one thread of this process is busy'
     return None
 
 def _paused(lane, row):

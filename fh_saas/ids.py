@@ -11,7 +11,7 @@ from datetime import datetime
 from fastcore.basics import patch
 
 # %% ../nbs/05_ids.ipynb #34f365f3
-_seconds = {}   # texts of some seconds
+_seconds,_thousand = {},[f'{i:03d}' for i in range(1000)]   # texts of some seconds; of all numbers with three digits
 
 def to_iso(
     t:float, # Seconds since 1970-01-01 UTC, as `time.time()` gives them
@@ -21,8 +21,8 @@ def to_iso(
     txt = _seconds.get(s)
     if txt is None:
         if len(_seconds)>99: _seconds.clear()
-        _seconds[s] = txt = time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(s))
-    return f'{txt}.{us:06d}Z'
+        _seconds[s] = txt = time.strftime('%Y-%m-%dT%H:%M:%S.', time.gmtime(s))
+    return f'{txt}{_thousand[us//1000]}{_thousand[us%1000]}Z'      # two thirds of the time that `{us:06d}` takes
 
 # %% ../nbs/05_ids.ipynb #e73292ca
 def from_iso(

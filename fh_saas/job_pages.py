@@ -88,7 +88,7 @@ def job_row(
     shown = bar(pct(o['progress']), 'progress') if o['status']=='running' else ''
     return [kind, *mine, [*badge(o), shown], f'{o["retry_count"] or 0} of {o["max_retries"]}', when(o['created_at']), then, Span(last_line(o['error']), cls='err')]
 
-HEADS = ['Job','State','Failed','Submitted','Ended','Error']
+HEADS = ['Job','State','Failed','Submitted','Ended or due','Error']
 
 def job_table(
     v:View, # The request

@@ -498,23 +498,24 @@ def open_lane(
     path:str, # The database file; empty for `:memory:`
     conn=None, # The app's connection, used for `:memory:` only
     known:Known=None, # Tasks that may run; None for those of the lane that is open, or a fresh registry
-    clock:Callable=time.time, # The time in seconds since 1970
+    clock:Callable=time.time, # The time in seconds since 1970; None for the store's own
     wait_s:float=5., # How long to wait for locks, in seconds
     open_s:float=None, # How long to wait for them while opening; None for `wait_s`
     here:Presence=None, # This process, as others see it; None for its presence in the file's folder
     check:Callable=None, # Called with the store before anybody else sees it; may raise
+    make:Callable=None, # Makes the store of the database that `path` names; None for a SQLite file
 )->Lane: # The same lane for the same file
     "The lane of a database. Raises `StoreError` if the file cannot be used"
-    key = os.path.realpath(path) if path else id(conn)
+    key = path if make else os.path.realpath(path) if path else id(conn)
     if lane := _open_at(key, path): return lane
     with _lanes_lock: lock = _opening.setdefault(key, threading.Lock())
     with lock:                                       # a file that is slow to open holds up nobody who wants another
         try:
             if lane := _open_at(key, path): return lane
-            store = SqliteStore(key if path else '', conn, wait_s, open_s, create=check is None)     # what can be checked exists
+            store = make() if make else SqliteStore(key if path else '', conn, wait_s, open_s, create=check is None)     # what can be checked exists
             try:
                 if check: check(store)
-                return _put(key, Lane(store, here or _presence(key) if path else None, known, clock))
+                return _put(key, Lane(store, here or _presence(key) if path else None, known, clock or store.clock, store.lease_s if store.remote else LEASE_S))
             except BaseException: store.close(); raise
         finally:
             with _lanes_lock: _opening.pop(key, None)

@@ -150,7 +150,7 @@ def mark(self:Presence,
         try: slot = self._free.popleft()
         except IndexError: slot = self._more()
         if slot is None: return None
-    _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode()[:40], fence)
+    _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode(), fence)     # which cuts a longer id
     return slot
 
 @patch

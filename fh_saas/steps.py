@@ -120,7 +120,7 @@ def _keep(self:JobContext, name, v, jobs):
     except TypeError as e: raise TypeError(f'step {name!r}: what it returned cannot be kept, return what JSON can carry: {e}') from None
     store = self.lane.store
     try:
-        with store.writing() as c:
+        with store.turning() as c:
             self.lost = self.lost or not store.holds(self._claim)
             if self.lost: self.check()
             if self.says(): store.note([self.take()])
@@ -208,12 +208,11 @@ class JobTransaction(Block):
         return ids
 
     def _begin(self):
-        from fastlite import Database
         job,lane = self.job,self.lane
         if lane.store.memory: raise RuntimeError('a :memory: database has one connection only, so it has no transaction() of its own; use a file')
         self._conn = lane.store.private(lane.store.wait_s)
         self.open,job._block = True,self
-        return Database(self._conn)
+        return lane.store.as_database(self._conn)
 
     def _end(self, ok):
         "Commit the rows with the completion, or roll back"

@@ -311,3 +311,8 @@ def ready(self:Known)->bool:
     if getattr(getattr(sys.modules.get(self._maker), '__spec__', None), '_initializing', False): return False
     self._maker = None
     return True
+
+@patch
+def hurry(self:Known):
+    "Somebody waits for a job: begin with the tasks that are known by now. Jobs of those that come later are put aside until they do"
+    self._maker = None

@@ -84,27 +84,36 @@ def tile(
 
 # %% ../nbs/31_tenant_pages.ipynb #89023bb6
 def _look(v):
-    "(glances by id, what could not be read)"
-    got,bad = {},[]
+    "(glances by id, what could not be read, leases by owner)"
+    got,bad,leases = {},[],{}
     for id in v.board.busy():
         try:
-            with v.board.reading(id) as f: got[id] = glance(f)
+            with v.board.reading(id) as f:
+                got[id] = glance(f)
+                for o,until in f.owners(): leases[o] = max(until, leases.get(o, ''))
         except (StoreError, KeyError) as e: bad.append((id, str(e.args[0])))
-    return got,bad
+    return got,bad,leases
 
 def _sum(got, k): return number(sum(g[k] for g in got.values()))
 
-def _health(v):
-    "How this process's worker is doing"
+_IS = dict(here=('this process', 'running'), serves=('runs jobs', 'ok'), submits=('only submits', 'running'), elsewhere=('on another machine', 'ok'),
+           silent=('does not renew its lease', 'bad'), dead=('died; its jobs are taken back', 'bad'))
+
+def _workers(v, leases):
+    "Who works, and how they are"
     h = v.board.target.health()
-    return P(Span('ok' if h['ok'] else 'in trouble', cls='badge '+('ok' if h['ok'] else 'bad')), ' ', h['why'] or f'{h["running"]} attempts run in this process', cls='note')
+    def row(o):
+        says,cls = _IS[o.state] if o.state!='here' or h['ok'] else (h['why'], 'bad')
+        return [Strong(o.owner[-6:]), Span(says, cls=f'badge {cls}'), '–' if o.executes is None else number(o.executes), ago(to_iso(o.since), v.now) if o.since else '–', ago(o.lease, v.now)]
+    rows = [row(o) for o in v.board.processes(leases)]
+    return Section(H2('Workers', Small(' processes that have these databases open')), table(['Process','State','Runs','Began','Its lease ends'], rows, 'Workers'), cls='card')
 
 @route('/')
 def home(
     v:View, # The request
 ):
     "All at a glance"
-    got,bad = _look(v)
+    got,bad,leases = _look(v)
     old = min((g['oldest'] for g in got.values() if g['oldest']), default=None)
     wait = took(max(0, v.now-from_iso(old))) if old else '–'
     tiles = Ul(tile('due', _sum(got, 'due'), v.url('/jobs', status='pending')), tile('running', _sum(got, 'running'), v.url('/jobs', status='running')),
@@ -113,7 +122,7 @@ def home(
     rows = [[A(id, href=v.url('/tenant', tenant=id)), number(g['due'], MOST), number(g['running']), number(g['failed'], MOST), ago(g['oldest'], v.now)] for id,g in got.items()]
     note = P(f'Of the {len(got)} busiest tenants; counts end at {MOST:,} for each type and state.' if v.board.many else f'Counts end at {MOST:,} for each type and state.', cls='note')
     busy = Section(H2('Busy tenants'), table(['Tenant','Due','Running','Failed','Waits since'], rows, 'Busy tenants'), cls='card') if v.board.many and rows else ''
-    return v.page('Overview', live=[tiles, note, trouble(v, bad), chart(v, [g['ended'] for g in got.values()]), Section(H2('Worker'), _health(v), cls='card'), busy], next_ms=3000)
+    return v.page('Overview', live=[tiles, note, trouble(v, bad), chart(v, [g['ended'] for g in got.values()]), _workers(v, leases), busy], next_ms=3000)
 
 # %% ../nbs/31_tenant_pages.ipynb #feb2b808
 _STATES = 'active','frozen','quarantined','moving','deleting'

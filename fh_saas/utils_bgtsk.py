@@ -25,12 +25,11 @@ from .context import JobContext, current, current_job
 from .executor import Outcome, clip
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
-from .keys import as_keys
-from .lane import Attempt, generation, open_lane
+from .databases import check_database, is_usual, lane_of
+from .lane import Attempt, generation
 from .maintenance import look_in, mend
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
-from .redact import as_redactor
 from .retry import Discard, RetryIn, RetryPolicy, Snooze
 from .retention import Sweep, check_batch, keep_rules, keeps_of
 from .steps import Block, joined, lock_held, makers
@@ -38,10 +37,7 @@ from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedu
 from .store.base import DUE, FINAL, HANDED, LATER, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .store.controls import cancel as _cancel
 from .store.controls import insert_unique, let_go, read_controls, set_control
-from .store.forget import Forgotten, chosen, erase, holding, scrub
 from .store.retention import read_keeps, save_keeps
-from .store.sealed import protect
-from .store.sealed import reseal as _reseal
 from .tasks import Known, register, task
 from .telemetry import emit, listening, submitting
 from .waiting import check_timeout, waits
@@ -94,7 +90,7 @@ _fields = {o.name for o in fields(TenantJob)}
 class BackgroundTaskManager:
     "Lightweight background task manager for tenant-level operations"
     def __init__(self,
-        db:'Database', # The tenant's fastlite `Database`
+        db:'Database', # The tenant's `Database`, of fastlite or of fastsql
         *,
         tasks:list=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
         worker:bool=True, # Whether this process runs jobs; the environment's `FH_SAAS_WORKER=0` switches that off
@@ -106,19 +102,15 @@ class BackgroundTaskManager:
         busy_s:float=5., # How long to wait for a locked database, in seconds
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
-        clock:Callable=_clock.time, # The time in seconds since 1970
-        keys:list=None, # Keys that seal in the file what jobs are given, return and say, the newest first, or `Keys`; None to store it as it is
-        redact:bool|list=None, # Hide secrets in errors, logs and messages before they are stored: True, further patterns of names, or a `Redactor`; None to store them as they are
+        clock:Callable=_clock.time, # The time in seconds since 1970; on PostgreSQL the machine's clock stands for the server's
     ):
-        if not isinstance(conn := getattr(db, 'conn', None), apsw.Connection):
-            raise TypeError(f'BackgroundTaskManager takes a fastlite Database, not {db!r}')
+        check_database(db)
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
                        payload_limit=payload_limit, clock=clock, **_widths(queues))
         self.db,self.handoff,self.wait_s,self.busy_s,self.drain_s = db,handoff,wait_s,busy_s,drain_s
         self.worker = worker and os.environ.get('FH_SAAS_WORKER')!='0'
         self.threads,self.async_jobs,self.payload_limit,self.clock,self.closed = threads,async_jobs,payload_limit,clock,False
         self.queues,self._known,self._generation = queues or {},None,-1
-        self.keys,self.redact = as_keys(keys),as_redactor(redact)
         self._meet(tasks, sys._getframe(1).f_globals.get('__name__'))
         if self.worker and self._lane.store.unfinished(): self._serve()
     def __repr__(self): return f'BackgroundTaskManager({self._open.name!r})'
@@ -158,23 +150,14 @@ def _lane(self:BackgroundTaskManager):
 
 @patch
 def _open_lane(self:BackgroundTaskManager):
-    if self._known and not self._open.store.memory and not os.path.exists(self._open.key):
+    if self._known and self._open.store.inode and not os.path.exists(self._open.key):
         raise StoreError(f'{self._open.name} was deleted; make a new Database and a manager on it')
-    lane = open_lane(self.db.conn.filename, self.db.conn, self._known, self.clock, self.busy_s)
-    if self.clock is _clock.time: self.clock = lane.clock
+    lane = lane_of(self.db, self._known, self.clock, self.busy_s)
+    if is_usual(self.clock): self.clock = lane.clock
     elif self.clock!=lane.clock: raise ValueError(f'clock: {lane.name} is open in this process with another one, {lane.clock!r}; a file has one clock')
-    try: self._guard(lane)
-    except BaseException:
-        if not lane.users: lane.close()
-        raise
     lane.users.add(self)
     lane.timetable = lane.timetable or Timetable(lane.known.crons, lane.name)
     return lane
-
-@patch
-def _guard(self:BackgroundTaskManager, lane):
-    if self.keys: protect(lane.store, self.keys)
-    if self.redact: lane.hide = self.redact
 
 @patch
 @contextmanager
@@ -260,7 +243,6 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
     job = NewJob(lane.ids(s), job_type, payload, int(max_retries), at := to_iso(s), t.name,
                  to_iso(s+self.handoff) if handed else at, HANDED if handed else DUE, typed)
     if o: _put(job, o, opts, kwargs, s)
-    if job.unique_key and lane.store.keys: job.unique_key = lane.store.veiled(job.unique_key)
     if alone: lane.known.held[job.id] = t
     return job
 
@@ -318,8 +300,8 @@ def _commit(self:BackgroundTaskManager, lane, jobs):
 
 @patch
 def _in_write(self:BackgroundTaskManager):
-    "Whether the app's connection is inside a write transaction"
-    conn = self.db.conn
+    "Whether the app's connection is inside a write transaction, which a submit would wait for"
+    if not isinstance(conn := self.db.conn, apsw.Connection): return False
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
@@ -353,6 +335,7 @@ def submit_many(self:BackgroundTaskManager,
 @patch
 def _submit_many(self:BackgroundTaskManager, opts, job_type, task_func, kwargs_list, max_retries):
     jobs = []
+    if not hasattr(kwargs_list, '__iter__'): raise TypeError(f'kwargs_list must be a list of dicts, not {kwargs_list!r}')
     for i,kw in enumerate(kwargs_list):
         try:
             if not isinstance(kw, dict): raise TypeError(f'arguments must be a dict by name, not {kw!r}')
@@ -451,6 +434,7 @@ class JobTask(BackgroundTask):
             lane.when_ended(self.job_id, tell)
             if m._over(self.job_id): return lane.forget(self.job_id, tell)    # a worker was quicker
             lane.handed.append(self.job_id)
+            lane.known.hurry()
             m._serve(lane).kick(lane)
             try: await m._ended(self.job_id, ended)
             finally: lane.forget(self.job_id, tell)
@@ -646,6 +630,7 @@ def _before_wait(self:BackgroundTaskManager, job_id):
     if job.status=='pending':
         with self._using() as lane:
             if w := self._serve(lane) if self.worker else lane.server:
+                lane.known.hurry()
                 if job.ready==HANDED: lane.handed.append(job.id)
                 w.kick(lane)
     return job
@@ -671,14 +656,13 @@ class Transaction(Block):
 @patch
 def _begin(self:Transaction):
     "Open a connection and take the write lock"
-    from fastlite import Database
     if self.lane.store.memory: raise RuntimeError('a :memory: database has one connection only, so it has no transaction() of its own; use a file')
     self._pin = self.manager._using()
     self.lane = self._pin.__enter__()
     try: self._conn = self.lane.store.private(self.manager.busy_s)
     except BaseException: self._pin.__exit__(None, None, None); raise
     self.open = True
-    return Database(self._conn)
+    return self.lane.store.as_database(self._conn)
 
 @patch
 def _end(self:Transaction, ok):
@@ -1013,34 +997,6 @@ def prune(self:BackgroundTaskManager,
     "Remove at once what the rules do not keep. Raises `StoreBusy` or `StoreError`; what went until then is gone"
     check_batch(batch, now)
     with self._using() as lane: return Sweep(lane, read_keeps(lane.store), lane.keeps(), self.clock() if now is None else now, batch, self.busy_s).run()
-
-# %% ../nbs/20_utils_bgtsk.ipynb #0920b7c7
-@patch
-def forget(self:BackgroundTaskManager, *,
-    containing:str=None, # A text in anything that a job keeps: arguments, result, errors, log, keys, tags; None to go by `payload`
-    payload:dict=None, # Arguments by name that the job was given, among others; None to go by `containing`
-    job_type:str=None, # Only jobs of this type; None for all
-    vacuum:bool=True, # Whether to rewrite the file if anything was removed, which takes a while and as much room again
-)->Forgotten: # removed, running, clean
-    "Remove all jobs that know of something. Raises `TypeError`, `ValueError`, `StoreBusy` or `StoreError`; safe to repeat"
-    test,removed,running = chosen(containing, payload),0,[]
-    if job_type is not None: job_type = _job_type(job_type)
-    with self._using() as lane:
-        for ids in holding(lane.store, test, job_type):
-            running += self._cancel_jobs(ids, 'Forgotten')[1]
-            removed += len(erase(lane.store, ids))
-        clean = not running and (not removed or scrub(lane.store, vacuum))
-    if removed: emit('jobs.forgotten', store=lane.name, tenant=lane.tenant, count=removed)
-    return Forgotten(removed, running, clean)
-
-@patch
-def reseal(self:BackgroundTaskManager)->int: # How many jobs were rewritten
-    "Seal everything with the first of `keys`, in small commits; after that the other keys are not needed. Raises `ValueError` without `keys`, `StoreError`"
-    if not self._lane.store.keys: raise ValueError('there is nothing to seal with: make the manager with keys=')
-    n,at = 0,0
-    with self._using() as lane:
-        while at is not None: k,at = _reseal(lane.store, at); n += k
-    return n
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0e4baa3e
 @patch

@@ -3,11 +3,14 @@ import contextlib, fcntl, os, signal, sys, tempfile
 from pathlib import Path
 import pytest
 
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)   # hundreds of processes are started below, and each would compile the package anew
 sys.path.insert(0, str(Path(__file__).parent/'apps'))   # their tasks are importable here by the name they have there
-from util import Tenant, stop_worker
+from util import PgTenant, Tenant, stop_worker
 from pg import pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
 
-def pytest_configure(config): config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
+    config.addinivalue_line('markers', 'on_sqlite(why): only on SQLite')
 
 @contextlib.contextmanager
 def turn(alone):
@@ -22,15 +25,32 @@ def turn(alone):
 def pytest_runtest_protocol(item):
     with turn(item.get_closest_marker('alone') is not None): return (yield)
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    "What was logged or printed goes to another process, and half a surrogate pair could not"
+    rep = yield
+    rep.sections = [(k, v.encode(errors='backslashreplace').decode()) for k,v in rep.sections]
+    return rep
+
 @pytest.fixture(autouse=True)
 def ctrl_c():
     "Ctrl-C is left as it was, so that one test cannot spoil `asyncio.run` for the next"
     yield
     with contextlib.suppress(Exception): signal.signal(signal.SIGINT, signal.default_int_handler)
 
+def pytest_generate_tests(metafunc):
+    "A module that says `stores = both` runs the tests of its tenant on both databases, save those marked `on_sqlite` with a reason"
+    if 't' not in metafunc.fixturenames: return
+    one = next((o.args[0] for o in metafunc.definition.iter_markers('on_sqlite')), None)
+    stores = ['sqlite'] if one else getattr(metafunc.module, 'stores', ['sqlite'])
+    if len(stores)>1: metafunc.parametrize('t', stores, indirect=True)
+
 @pytest.fixture
-def t(tmp_path):
-    t = Tenant(tmp_path)
+def t(request, tmp_path, monkeypatch):
+    if getattr(request, 'param', 'sqlite')=='sqlite': t = Tenant(tmp_path)
+    else:
+        monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
+        t = PgTenant(tmp_path, request.getfixturevalue('pg'))
     yield t
     stop_worker()
     t.close()

@@ -147,7 +147,7 @@ def sse(s, id):
     k = socket.create_connection(('127.0.0.1', s.port))
     cookie = '; '.join(f'{k}={v}' for k,v in s.c.cookies.items())
     k.sendall(f'GET /_jobs/{id}/events HTTP/1.1\r\nHost: x\r\nCookie: {cookie}\r\n\r\n'.encode())
-    k.settimeout(20)
+    k.settimeout(60)
     return k
 
 def test_a_stream_follows_a_job(t):

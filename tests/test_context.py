@@ -7,7 +7,7 @@ import pytest
 from fh_saas.context import JobContext, current_job
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
-from util import done, until
+from util import ddl, done, until
 if TYPE_CHECKING: from fh_saas.context import JobContext as OnlyForTypes
 
 # --- who am I
@@ -399,7 +399,7 @@ def test_no_trace_without_steps(t):
 # --- transaction: promise P4
 
 def bookings(m): return [o['n'] for o in m.db.q('select n from bookings order by n')]
-def with_table(m): m.db.q('create table if not exists bookings(id integer primary key, n)'); return m
+def with_table(m): ddl(m.db, 'create table if not exists bookings(id integer primary key, n)'); return m
 
 def test_transaction(t):
     "The rows and the completion are one commit; before its end nobody sees either"
@@ -468,7 +468,7 @@ def test_after_the_block(t, how, caplog):
 
 TX = '''
 from fh_saas.context import JobContext
-db.q('create table if not exists bookings(id integer primary key, n)')
+ddl(db, 'create table if not exists bookings(id integer primary key, n)')
 def die(at):
     if at==where and not is_open(folder, 'safe'): os.kill(os.getpid(), 9)
 def child(): say(folder, 'child')

@@ -7,7 +7,7 @@ from fh_saas import worker as _w
 from fh_saas.executor import INTERRUPTED, call
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.retry import Discard, RetryIn, RetryPolicy, Snooze
-from fh_saas.utils_bgtsk import JobNotFound
+from fh_saas.utils_bgtsk import JobNotFound, StoreBusy
 from util import all_done, done, end, process, run_py, said, stop_worker, until
 
 ran,gate,begun = [],threading.Event(),threading.Event()
@@ -89,7 +89,7 @@ BAD = [(dict(delay=-1), ValueError), (dict(delay='5'), TypeError), (dict(delay=f
        (dict(tags='a'), TypeError), (dict(tags=[1]), TypeError), (dict(after=[1]), TypeError), (dict(after='nope'), ValueError), (dict(priorty=1), TypeError), (dict(limit=1), TypeError),
        (dict(max_retries=0), ValueError), (dict(limit_key=1.5), TypeError),
        (dict(limit_key='a'), ValueError)]
-@pytest.mark.parametrize('opts,exc', BAD, ids=lambda o: str(o)[:40])
+@pytest.mark.parametrize('opts,exc', BAD, ids=lambda o: str(o).partition(' at 0x')[0][:40])
 def test_bad_options(m, opts, exc):
     "The option is named, and nothing is stored"
     with pytest.raises(exc, match=list(opts)[-1]): m.options(**opts).submit('a', note)
@@ -607,6 +607,45 @@ def test_explain_where_a_worker_runs(t):
     until(lambda: m.get_job(b).held)
     assert m.explain(b)==f'limit 1 of 1 is used by {a}' and m.explain(a).startswith('it is running since')
     gate.set(); done(m, a); done(m, b)
+
+def test_explain_what_this_process_is_busy_with(t):
+    m = t.mgr(threads=1, queues={'slow':1})
+    a,b = m.options(queue='slow').submit_many('s', waits, [{}, {}])
+    until(lambda: m.get_job(a).started_at)
+    assert m.explain(b)==f"queue 'slow' runs 1 of 1 in this process: {a}"
+    ids = m.submit_many('a', waits, [{}]*4)
+    until(lambda: m.explain(ids[-1])=='the one thread of this process is busy')
+    gate.set(); all_done(m, 6)
+
+def test_explain_the_grace(t):
+    m = t.mgr(handoff=3600)
+    id,_ = m.submit('a', note)
+    assert m.explain(id)==f'it is due when its BackgroundTask is called, or at {m.get_job(id).run_at}'
+
+def test_explain_a_limited_type(m):
+    m.limit('a', 1)
+    a,b = m.submit_many('a', note, [{}, {}])
+    m._lane.turn(2)
+    assert m.explain(b)==f"limit 1 of 1 for job type 'a' is used by {a}"
+    m.cancel(a); m._lane.back.append(m._lane.hand[a].claim); m._lane.turn(0)
+    assert m.explain(b).startswith('no worker runs'), 'nothing holds it any more, and nobody is there to run it'
+
+def test_explain_limits_that_nobody_here_knows(t, m):
+    m.task(note, name='few', limit=1)
+    _,b = m.submit_many('a', note, [{}, {}])
+    m._lane.turn(2)
+    assert run_py(t, "out(mgr(worker=False, tasks=[]).explain(sys.argv[3]))", b).strip()=="it was held back by a limit of its task 'few', which nobody here knows"
+
+def test_explain_a_database_that_cannot_be_written(m, monkeypatch):
+    id,_ = m.submit('a', note)
+    monkeypatch.setattr(m._lane, 'server', _w.Worker())          # one that was not started
+    assert m.explain(id).startswith('it is due since ')
+    m._lane._sick(StoreBusy('t.db stayed locked'))
+    assert m.explain(id)=='the database cannot be written at the moment: t.db stayed locked'
+
+def test_explain_what_the_older_package_left(m):
+    m.db.conn.execute("insert into tenant_jobs(id,job_type,status,payload,max_retries,retry_count) values('old','a','pending','{}',3,0)")
+    assert m.explain('old')=='it was left by the older package and names no task; see adopt()'
 
 def test_explain_what_nobody_knows(t):
     run_py(t, "m = mgr(worker=False); m.submit('z', lambda: 0)")

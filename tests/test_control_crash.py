@@ -3,6 +3,7 @@ import json, signal, time
 
 import work
 from fh_saas.ids import from_iso
+from fh_saas.worker import Worker
 from util import done, end, process, said, until
 
 def soon(s=3600): return lambda: time.time()+s     # the clock of a process that comes later
@@ -113,7 +114,7 @@ def test_rate_among_processes(t):
     ahead[0] = 3700
     assert m.run_due()==7 and len(held())==26
 
-def test_explain_among_processes(t):
+def test_explain_among_processes(t, monkeypatch):
     "Who has the places, who runs a job, and that its process died, seen from a process that runs nothing"
     m = t.look()
     m.task(work.gated, name='few', limit=1)
@@ -125,6 +126,9 @@ def test_explain_among_processes(t):
         assert m.explain(a)==f'it is running since {m.get_job(a).started_at}, attempt 1 of 3, in worker {m.get_job(a).owner}'
         end(p)
     assert m.explain(a).startswith('its process died, and no worker runs')
+    monkeypatch.setattr(m._lane, 'server', Worker())            # one that was not started
+    assert m.explain(a)=='its process died, and a worker is about to take it back'
+    monkeypatch.undo()
     t.go()
     assert m.run_due()==2 and [m.get_job(o).retry_count for o in (a, b)]==[1, 0]
 

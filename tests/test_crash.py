@@ -2,6 +2,7 @@
 import signal, socket, time
 
 import pytest, work
+from util import both as stores
 from util import PRE, Server, done, end, process, run_py, said, until
 
 WORK = "m = mgr(tasks=[quick,gated,agated,fails,bomb,nap]); out('up'); m.run()"
@@ -102,6 +103,7 @@ def test_another_process_takes_over_within_a_second(t, task):
                 t.go(); done(t.look(), id); (t.dir/'go').unlink()
     assert max(took)<1, took
 
+@pytest.mark.on_sqlite('writes SQL of its own')
 def test_a_stopped_process_is_not_robbed(t):
     "P6: a process that stands still for a while (SIGSTOP) keeps its job; it ends once"
     id,_ = t.look().submit('g', work.gated, folder=str(t.dir), name='x')
@@ -125,7 +127,7 @@ def test_kill_inside_transaction(t):
     "P5: killed inside the block, neither the row nor the job is there; killed after it, both are"
     code = '''
 m = mgr(handoff=60)
-db.q('create table if not exists note(x)')
+ddl(db, 'create table if not exists note(x)')
 with m.transaction() as tx:
     tx.q("insert into note values('a')")
     m.submit('q', quick, folder=folder, name='a')
@@ -159,6 +161,7 @@ def synced(f):
     return any(o>=t for o in list(syncs)), v
 '''
 
+@pytest.mark.on_sqlite('its own VFS')
 def test_what_is_reported_has_reached_the_disk(t):
     "P1: submit, transaction() and a reported end are flushed to the disk before they return, also among claims that are not"
     o = run_py(t, '''

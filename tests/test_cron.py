@@ -1,7 +1,7 @@
 "Slots against a clock that is read minute by minute, in all zones; laws that hold for any expression; any text as an expression"
 import calendar, random
 from datetime import datetime, timedelta, timezone
-from functools import cache
+from functools import cache, lru_cache
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
@@ -33,19 +33,29 @@ def distinct(): return list({o[1:]:o for o in changes()}.values())
 
 # --- a clock that is read minute by minute
 
+@cache
+def shown(wall):
+    "What a clock shows: minute, hour, day, month, day of the week"
+    w = datetime(1970, 1, 1)+timedelta(seconds=wall)
+    return w.minute,w.hour,w.day,w.month,w.isoweekday()%7
+
 def fits(fields, wall):
     "Whether the wall time, in seconds, is one that the fields name"
     minutes,hours,days,months,dows,both = fields
-    w = datetime(1970, 1, 1)+timedelta(seconds=wall)
-    if w.minute not in minutes or w.hour not in hours or w.month not in months: return False
-    dom,dow = w.day in days,w.isoweekday()%7 in dows
+    minute,hour,day,month,weekday = shown(wall)
+    if minute not in minutes or hour not in hours or month not in months: return False
+    dom,dow = day in days,weekday in dows
     return dom and dow if both else dom or dow
+
+@lru_cache(400)
+def walls(z, a, b):
+    "(time, what the zone's clocks show) for each minute"
+    return [(t, t+off(z, t)) for t in range(a, b, 60)]
 
 def watched(fields, z, a, b):
     "Slots in (a, b] by looking at the clock each minute; no change may lie in the six hours before `a`"
     res,high,interval = [],None,set(fields[1])>=set(range(24))
-    for t in range(a//60*60-6*hour, int(b)+1, 60):
-        wall = t+off(z, t)
+    for t,wall in walls(z, a//60*60-6*hour, int(b)+1):
         skipped = [] if high is None or interval else range(high+60, wall, 60)
         again = high is not None and wall<=high and not interval
         if (fits(fields, wall) and not again or any(fits(fields, o) for o in skipped)) and a<t: res.append(t)

@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+from util import PRE, end, process, said, until
 
 EVIL = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "' onmouseover='alert(1)", '</title><script>alert(1)</script>', 'javascript:alert(1)', '{{7*7}}', '&lt;b&gt;']
 SECRET = 'hunter2-' + 'x'*20
@@ -381,6 +382,21 @@ def test_overview_opens_few(tmp_path):
     assert '60' in html and 't07' in html and len(ts._pool.open)<=33
     assert 't59' in client(dashboard(ts)).get('/tenants').text
     ts.close()
+
+def test_overview_shows_workers_of_other_processes(t):
+    "One that runs jobs, with what it executes; one that was killed, until its jobs are taken back; not one that has gone"
+    m = t.look()
+    w = Web(m)
+    def seen(): return [re.findall(r'<td[^>]*>(.*?)</td>', o) for o in re.search(r'aria-label="Workers".*?</table>', w.get('/'), re.S)[0].split('<tr>')[2:]]
+    def said_of(state): return [o for o in seen() if state in o[1]]
+    assert len(seen())==1 and 'this process' in seen()[0][1]
+    with process(t, "m = mgr(tasks=[sleepy])\nm.submit('t', sleepy)\nout('up')\ntime.sleep(60)", pre=PRE+'def sleepy(): time.sleep(60)\n') as p:
+        said(p, 'up')
+        row = until(lambda: [o for o in said_of('runs jobs') if o[2]=='1'])[0]
+        assert 'ago' in row[3]+'ago' and 'in ' in row[4]
+        end(p)
+        until(lambda: said_of('died'))
+    assert not said_of('runs jobs')
 
 def test_freeze_and_thaw(ts):
     w = Web(ts)

@@ -6,7 +6,8 @@ import pytest, work
 from fh_saas.context import JobContext
 from fh_saas.flow import call, chain, children, graph, group, parents
 from fh_saas.store.base import WAITS
-from util import done, process, run_py, said, until
+from util import both as stores
+from util import ddl, done, process, run_py, said, until
 
 seen = []
 def note(x=None): seen.append(x); return x
@@ -146,7 +147,7 @@ def test_background_task_of_a_waiting_child(t):
 
 def test_transaction_with_parents(m):
     "Rows and the whole flow commit together, or vanish together"
-    m.db.q('create table note(x)')
+    ddl(m.db, 'create table note(x)')
     with pytest.raises(KeyError):
         with m.transaction() as tx:
             tx.q("insert into note values('a')")
@@ -179,6 +180,7 @@ def test_retry_of_parent_and_child(t, m):
     m.run_due()
     assert fates(m, b)==['completed']
 
+@pytest.mark.on_sqlite('writes SQL of its own')
 def test_older_package_ends_the_parent(t):
     "It writes the end and knows of no children: the sweep frees them"
     m = t.mgr(worker=False)

@@ -11,7 +11,7 @@ lib = root/'fh_saas'
 layers = [
     ('pure', 'retry cron payload telemetry ids options tasks redact'),
     ('storage', 'presence slots keys store'),
-    ('running', """context around logs steps executor events child children limits lane maintenance waiting retention shares async_pool worker explain
+    ('running', """context around logs steps executor events child children limits lane databases maintenance waiting retention shares async_pool worker explain
         lane_pool check_in moving"""),
     ('API', 'utils_bgtsk flow scheduler rollout tenants'),
     ('edges', 'job_streams charts guard board pages job_pages tenant_pages control_pages components dashboard cli_frame cli_jobs cli_tenants cli_doctor cli demo engines testing pytest_plugin prometheus otel')]

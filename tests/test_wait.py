@@ -9,6 +9,7 @@ from fh_saas.store.base import StoreError
 from fh_saas.store.sqlite import SqliteStore
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound
+from util import both as stores
 from util import process, run_py, said, stop_worker, until
 
 def add(a, b=1): return a+b
@@ -87,6 +88,20 @@ def test_memory():
         assert len(asyncio.run(all()))==200
     finally: m.close(); stop_worker()
 
+def test_wait_in_a_script(t):
+    "A script's jobs begin once it has had time to define its tasks, or as soon as it waits for one; what it defines after that is found"
+    run_py(t, "def late(): out('late')\nmgr(worker=False).submit('l', late)")
+    assert run_py(t, """
+from fh_saas import tasks
+tasks._first['__main__'] = time.monotonic()+3600       # it would take an hour
+def add(a): return a+1
+m = mgr()
+out(m.wait(m.submit('a', add, a=1)[0], 20).result)
+id,bg = m.submit('a', add, a=2)
+asyncio.run(bg()); out(m.get_job(id).result)
+def late(): out('late')
+out(m.wait(m.list_jobs('l')[0].id, 20).status)""").split()==['2', '3', 'late', 'completed']
+
 # --- no end
 
 @pytest.mark.parametrize('bad,e', [(-1,ValueError), (float('nan'),ValueError), ('5',TypeError), (True,TypeError), ([],TypeError)])
@@ -102,6 +117,7 @@ def test_unknown_job(t, bad):
     with pytest.raises(JobNotFound): m.wait(bad, 5)
     with pytest.raises(JobNotFound): asyncio.run(m.await_job(bad))
 
+@pytest.mark.on_sqlite('workers of other machines are not known')
 def test_timeout_names_job_and_state(t):
     m = t.look()
     id,_ = m.submit('mail', add, a=1)
@@ -116,6 +132,7 @@ def test_sync_wait_on_a_loop(t):
     async def f(): m.wait(id, 5)
     with pytest.raises(RuntimeError, match='await_job'): asyncio.run(f())
 
+@pytest.mark.on_sqlite('writes SQL of its own')
 def test_gone_while_waited_for(t):
     m = t.look()
     id,_ = m.submit('a', add, a=1)
@@ -134,6 +151,7 @@ def test_closed_while_waiting(t):
         m.close()
         with pytest.raises(RuntimeError, match='closed'): end.result(30)
 
+@pytest.mark.on_sqlite('files')
 def test_deleted_file(t, monkeypatch):
     "The waiter learns of it after a while, and so does nobody else"
     monkeypatch.setattr(waiting, 'TRUST_S', .05)

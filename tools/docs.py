@@ -18,6 +18,7 @@ from nbdev.processors import FilterDefaults
 from nbdev.serve_drv import main as proc_nb
 
 cfg = get_config(path=Path(__file__).resolve().parent.parent)
+sys.path.append(str(cfg.config_path/'tests'))     # what hidden cells import; nbdev runs the cells of imports
 
 # --- a processed notebook as Markdown
 

@@ -28,12 +28,12 @@ class _Text(StrDumper):
     def dump(self, o): return super().dump(o.replace('\0', '\\0') if '\0' in o else o)
 
 # %% ../../nbs/store/21_pg_file.ipynb #5237cf2e
-class _Rows:
-    "What a statement gave"
-    __slots__ = ('cur',)
-    def __init__(self, cur): self.cur = cur
-    def fetchall(self): return self.cur.fetchall() if self.cur.description else []
-    def __iter__(self): return iter(self.fetchall())
+class _Rows(list):
+    "What a statement gave, with the names of its columns"
+    def __init__(self, cur):
+        self.cols = [o.name for o in cur.description or ()]
+        super().__init__(cur.fetchall() if cur.description else ())
+    def fetchall(self): return self
 
 class PgConn:
     "A connection of the driver's, with the calls that the store makes on SQLite's"
@@ -43,10 +43,11 @@ class PgConn:
         locks:dict=None, # The lock that a statement needs, by its text; None for none
         key:int=0, # Tells the locks of one schema from those of another
     ):
-        self.raw,self.schema,self.locks,self.key = raw,schema,locks or {},key
+        self.raw,self.schema,self.locks,self.key,self.give = raw,schema,locks or {},key,raw.close
         self._last = self._all = 0
         self.last = []                     # statements of PostgreSQL's own for the end of the transaction, with their values
-        raw.adapters.register_dumper(str, _Text)
+        self._cur = raw.cursor()           # what is said of texts below holds for the store's statements, not for the app's
+        self._cur.adapters.register_dumper(str, _Text)
     def __repr__(self): return f'PgConn({self.raw!r})'
     @property
     def in_transaction(self):
@@ -62,7 +63,7 @@ def execute(self:PgConn,
     "Run a statement"
     if lock := self.locks.get(sql): self.lock(lock)
     q = pg_sql(sql, self.schema)
-    return self._ran(self.raw.execute(q.text, q.bind(args)))
+    return self._ran(q.text, q.bind(args))
 
 @patch
 def own(self:PgConn,
@@ -70,13 +71,14 @@ def own(self:PgConn,
     args:tuple=(), # Bound values
 ): # Has `fetchall()`
     "Run a statement that SQLite does not have"
-    return self._ran(self.raw.execute(in_schema(sql, self.schema), args or None))
+    return self._ran(in_schema(sql, self.schema), args or None)
 
 @patch
-def _ran(self:PgConn, cur):
-    self._last = max(0, cur.rowcount)
+def _ran(self:PgConn, sql, args):
+    self._cur.execute(sql, args)
+    self._last = max(0, self._cur.rowcount)
     self._all += self._last
-    return _Rows(cur)
+    return _Rows(self._cur)
 
 @patch
 def executemany(self:PgConn,
@@ -116,7 +118,7 @@ def begin(self:PgConn,
 ):
     "Begin a transaction. A process that stands still in it is thrown out by the server, and its locks with it"
     self.raw.execute(f"begin; set local synchronous_commit=on; set local lock_timeout={max(1, int(wait_s*1000))}; set local jit=off; "
-        f"set local enable_seqscan=off; set local idle_in_transaction_session_timeout={int(STILL_S*1000)}; "
+        f"set local enable_seqscan=off; set local enable_bitmapscan=off; set local enable_hashjoin=off; set local enable_mergejoin=off; set local idle_in_transaction_session_timeout={int(STILL_S*1000)}; "
         f"select pg_advisory_xact_lock{'' if alone else '_shared'}({self._lock_key('main')})")
 
 @patch
@@ -222,7 +224,8 @@ def is_lost(
 
 # %% ../../nbs/store/21_pg_file.ipynb #1c7b2626
 _TYPES = [(r'\btext\b', 'text collate "C"'), (r'\breal\b', 'double precision'), (r'\bbytes integer\b', 'bytes bigint'), (r' without rowid', ''),
-          (r'tj_history on tenant_jobs\(job_type, status\)', 'tj_history on tenant_jobs(job_type, status, rowid)')]
+          (r'tj_history on tenant_jobs\(job_type, status\)', 'tj_history on tenant_jobs(job_type, status, rowid)'),
+          (r'tj_due on tenant_jobs\(queue, ', "tj_due on tenant_jobs(coalesce(queue,''), ")]
 
 def _typed(s):
     for a,b in _TYPES: s = re.sub(a, b, s, flags=re.I)
@@ -276,7 +279,7 @@ class _Writer:
 
 class PgFile:
     "A database of a server, with the calls of `SqliteFile`"
-    memory,wal_pages,inode,lease_s,conn_type = False,0,None,15.,PgConn
+    memory,remote,wal_pages,inode,lease_s,conn_type,app = False,True,0,None,15.,PgConn,None
     def __init__(self,
         connect:Callable, # Gives a new connection of the driver's; or the URL of the database; or a `PgPool`
         name:str=None, # What it is called in messages; None for the URL without its password
@@ -435,6 +438,47 @@ def alone(self:PgFile,
         t = timer()
         c.execute(sql, args)
         return c.changes(),timer()-t
+
+# %% ../../nbs/store/21_pg_file.ipynb #4a5d1a88
+@patch
+def private(self:PgFile,
+    wait_s:float, # How long to wait for locks, in seconds
+)->PgConn: # Inside a transaction; for the caller to commit and close
+    "A connection of the caller's own. Raises `StoreBusy` or `StoreError`"
+    try:
+        raw,give = self.app.lend() if self.app else self._lend()
+        c = self._conn(raw, locks)
+        c.give = give
+        c.raw.execute(f'set local synchronous_commit=on; set local lock_timeout={max(1, int(wait_s*1000))}')
+    except psycopg.Error as e: raise pg_error(e, self.path) from e
+    return c
+
+@patch
+def _lend(self:PgFile):
+    raw = self._pool._new()
+    raw.autocommit = False
+    return raw,raw.close
+
+@patch
+def as_database(self:PgFile,
+    conn:PgConn, # What `private` gave
+): # A fastsql `Database`, or the connection where the store was not made from one
+    "The connection, as the app knows databases"
+    return self.app.database(conn) if self.app else conn
+
+@patch
+def commit(self:PgFile,
+    conn:PgConn, # What `private` gave
+):
+    "Commit a private connection. Raises `StoreError`"
+    try: conn.commit()
+    except psycopg.Error as e: raise pg_error(e, self.path) from e
+
+@patch
+def close(self:PgConn):
+    "Give the connection back, rolled back if it was not committed"
+    if not self.raw.closed and self.raw.info.transaction_status!=psycopg.pq.TransactionStatus.IDLE: _undo(self.raw)
+    self.give()
 
 # %% ../../nbs/store/21_pg_file.ipynb #f80ad79b
 @patch

@@ -15,7 +15,9 @@ _WORDS = [(r' (?:not indexed|indexed by \w+)', ''), (r'\bcross join ([\w.]+(?:\(
     (r'\bchar\(', 'chr('), (r'\binstr\(([^()]*)\)', r'(strpos(\1)>0)'), (r'\bsubstr\((\w+),-(\d+)\)', r'right(\1,\2)'),
     (r"\bjson_insert\(coalesce\((\w+),'\[\]'\),'\$\[#\]',json\((\?\d+)\)\)", r"case when coalesce(\1,'[]')='[]' then '['||\2||']' else left(\1,-1)||','||\2||']' end"),
     (r'\bas integer\)', 'as bigint)'),
-    (r' is not (\d+)', r' is distinct from \1'), (r' is (\?\d*)', r' is not distinct from \1'), (r'(\?\d*) is null', r'(\1)::text is null'),
+    (r'\bmin\(queue\)', "min(coalesce(queue,''))"), (r'\bqueue is not null', "coalesce(queue,'')>''"), (r'\bqueue is null', "coalesce(queue,'')=''"),
+    (r'\bqueue is (\?\d*)', r"coalesce(queue,'')=coalesce(\1,'')"), (r'\bqueue>(\?\d*|q\.n)', r"coalesce(queue,'')>\1"),
+    (r' is not (\d+)', r' is distinct from \1'), (r' is (\?\d*)', r' is not distinct from \1'), (r'(\?\d*) is (not )?null', r'(\1)::text is \2null'),
     (r'\bupdate or ignore ', 'update '), (r'^(\s*)insert or ignore (.*)$', r'\1insert \2 on conflict do nothing'),
     (r'^(\s*)insert or replace (into tenant_(meta|controls)\b.*)$', lambda m: f'{m[1]}insert {m[2]} on conflict({_KEYS[m[3]]}) do update set value=excluded.value')]
 _KEYS = dict(meta='key', controls='name')
@@ -120,6 +122,6 @@ def in_bulk(
     head,_,tail = _words(sql).rpartition('where ')
     n = 0
     def one(m): nonlocal n; n = int(m[1]) if m[1] else n+1; return f'v.c{n}'
-    head,tail,ts = _HOLE.sub(one, head),_HOLE.sub(one, tail),types.split()
+    head,tail,ts = _HOLE.sub(one, head),_HOLE.sub(one, tail).replace('status=', "status||''="),types.split()
     names = ','.join(f'c{i+1}' for i in range(len(ts)))
     return f"{head}from unnest({','.join(f'%s::{t}[]' for t in ts)}) with ordinality v({names},n) where {tail} returning v.n"

@@ -27,7 +27,7 @@ locks.update({_flow._OVER:'flow', _controls._COUNTS:'limits', _controls._COUNT_T
 
 _SHARE = 'select id from tenant_jobs where id in (select value from json_each(?)) order by id for share'
 _FIRST = """select key,value from tenant_meta where key in ('gate','controls')
-    union all (select 'due','1' from tenant_jobs where ready=1 limit 1) union all (select 'named','1' from tenant_jobs where ready=1 and queue is not null limit 1)"""
+    union all (select 'due','1' from tenant_jobs where ready=1 limit 1) union all (select 'named','1' from tenant_jobs where ready=1 and coalesce(queue,'')>'' limit 1)"""
 
 # %% ../../nbs/store/22_postgres.ipynb #3f33d157
 def _with_all(sql):
@@ -94,11 +94,11 @@ def _put(self:PgStore, conn, jobs):
 # %% ../../nbs/store/22_postgres.ipynb #e793f81a
 _GOT = ','.join(f't.{o}' for o in ('rowid', 'id', 'fence', *_sqlite._COLS.split(',')))
 _TAKE = f"update tenant_jobs t set status='running', ready=null, fence=t.fence+1, owner=%s, started_at=%s from j where t.rowid=j.rowid returning {_GOT}"
-_LINE = 'select rowid{} from tenant_jobs where ready=1 and queue {} order by priority,run_at limit %s{}'
+_LINE = "select rowid{} from tenant_jobs where ready=1 and coalesce(queue,'')=%s order by priority,run_at limit %s{}"
 _SKIP = ' for update skip locked'
 
 def _line(queue, cols='', skip=_SKIP):
-    return _LINE.format(cols, 'is null' if queue is None else '=%s', skip),() if queue is None else (queue,)
+    return _LINE.format(cols, skip),(queue or '',)
 
 def _claim_sql(queues, limit, only):
     "What to claim, and its values"
@@ -268,7 +268,6 @@ def _each_again(self:PgStore, args):
 @patch
 def _rows(self:PgStore, sql, args):
     def ask(c):
-        got = c.execute(sql, args).cur
-        cols = [o.name for o in got.description]
-        return [dict(zip(cols, o)) for o in got.fetchall()]
+        got = c.execute(sql, args)
+        return [dict(zip(got.cols, o)) for o in got]
     return self._patiently(ask)

@@ -88,10 +88,14 @@ class _Sealed:
         for k in _HOW.keys() & row.keys(): row[k] = _get(self._texts, k, row[k])
         return row
     def veiled(self, key): return key[:2]+veil(self.secret, key[2:])
-    def _open_reader(self):
-        super()._open_reader()
-        self._teach(self._reader.conn)
-    def _teach(self, conn): conn.create_scalar_function('fh_open', lambda s: _get(self._texts, 'error_log', s), 1)
+    def _teach(self):
+        "Have SQL open errors; a server cannot, and there texts of errors are not searched"
+        if hasattr(self, 'conn_type'): return
+        if not self.memory: self._open_reader()            # while nobody uses it yet
+        for o in self._writer,self._reader:
+            if o:
+                with o.use(self.wait_s) as c: c.create_scalar_function('fh_open', lambda s: _get(self._texts, 'error_log', s), 1)
+        self.errors = 'fh_open(error_log)'
 
 @cache
 def _sealed_class(cls): return type(f'Sealed{cls.__name__}', (_Sealed, cls), {})
@@ -113,12 +117,9 @@ def protect(
         rows = rows or store.read(_SECRET)             # another process was first
     try: secret = keys.open(rows[0][0])
     except CannotOpen: raise WrongKey(f'{store.path}: none of the {len(keys.texts)} keys opens what is sealed here; give all keys that are in use, as keys=[new, old]') from None
-    if not isinstance(store, _Sealed): store.__class__ = _sealed_class(type(store))
-    store.secret,store._texts,store.keys = secret,_Texts(keys),keys
-    if hasattr(store, 'conn_type'): return             # a server cannot open anything: there, texts of errors are not searched
-    store.errors = 'fh_open(error_log)'
-    for o in store._writer,store._reader:
-        if o: store._teach(o.conn)
+    store.secret,store._texts = secret,_Texts(keys)
+    if not isinstance(store, _Sealed): store.__class__ = _sealed_class(type(store)); store._teach()
+    store.keys = keys
 
 # %% ../../nbs/store/12_sealed.ipynb #0f89a146
 _LEFT = f'select rowid,id,unique_key,{",".join(_HOW)} from tenant_jobs where rowid>? order by rowid limit ?'

@@ -163,6 +163,7 @@ def _inode(path):
 
 class SqliteFile:
     "A tenant's database file: a connection that writes, one that reads, and the table at its newest version"
+    remote = False                         # whether workers of other machines may be at it
     schema = 'schema',VERSION,_upgrade     # key of the version in tenant_meta, the newest version, what brings the tables there
     def __init__(self,
         path:str, # The file; empty for `:memory:`
@@ -323,6 +324,14 @@ def private(self:SqliteFile,
     return p.conn
 
 @patch
+def as_database(self:SqliteFile,
+    conn:apsw.Connection, # What `private` gave
+): # A fastlite `Database`
+    "The connection, as the app knows databases"
+    from fastlite import Database
+    return Database(conn)
+
+@patch
 def commit(self:SqliteFile,
     conn:apsw.Connection, # What `private` gave
 ):
@@ -379,7 +388,7 @@ def fold(
     except apsw.Error as e: raise store_error(e, path) from e
     finally: c.close()
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #a68d4f73
+# %% ../../nbs/store/01_sqlite_file.ipynb #d9666b97
 @patch
 def _part(self:SqliteFile):
     "The file, or its log, is not what it was: save what can be saved, and leave nothing that spoils what lies there now"
@@ -413,7 +422,7 @@ def _is_locked(path):
         with open('/proc/locks') as f: return f':{os.minor(st.st_dev):02x}:{st.st_ino} ' in f.read()
     except (OSError, AttributeError): return False
 
-# %% ../../nbs/store/01_sqlite_file.ipynb #a522d868
+# %% ../../nbs/store/01_sqlite_file.ipynb #62aa5207
 @patch
 def abandon(self:SqliteFile):
     "Forget both connections without touching them: in a forked child they are the parent's"

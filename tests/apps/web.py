@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 from fasthtml.common import HttpHeader, JSONResponse, P, RedirectResponse, fast_app
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from fastlite import database
+from util import opened as database
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 import work
 from work import say
