@@ -47,7 +47,8 @@ def keep_rules(
 def _keep_s(k, v):
     if v is None: return None
     if isinstance(v, bool) or not isinstance(v, (int, float, timedelta)): raise TypeError(f'{k} must be a number of days, a timedelta, or None for no rule, not {v!r}')
-    s = v.total_seconds() if isinstance(v, timedelta) else v*DAY_S
+    if isinstance(v, int) and v>10**9: raise ValueError(f'{k} must be at most a billion days; None is for no rule')
+    s = v.total_seconds() if isinstance(v, timedelta) else v*DAY_S if v>=0 else -1.
     if not s>=0: raise ValueError(f'{k} must be at least 0 days, not {v!r}')
     return float(s)
 

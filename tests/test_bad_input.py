@@ -83,6 +83,7 @@ def test_submit_many_is_all_or_none(m):
     for bad,why in ((dict(a=object()),"'a'"), (dict(z=1),"'z'"), (3,'dict'), (None,'dict')):
         refused(m, TypeError, rf'\[2\].*{why}', lambda: m.submit_many('a', add, [dict(a=1), dict(a=2), bad, dict(a=4)]))
     assert m.submit_many('a', add, [])==[]
+    for bad in (3, None, add): refused(m, TypeError, 'kwargs_list must be a list', lambda: m.submit_many('a', add, bad))
 
 def test_one_name_for_two_functions(t):
     "A name registered for two functions: the error says which two; the first one stays"

@@ -1,7 +1,7 @@
 "The short form of tests/chaos, and what it has found"
 import subprocess, sys
 import pytest, work
-from chaos import machine, times, versions
+from chaos import flood, hostile, licences, machine, times, versions
 from fh_saas.tenants import Tenants
 from util import root
 
@@ -48,6 +48,26 @@ def test_package_of_the_schema_before_beside_this_one(tmp_path, first):
 def test_other_version_takes_over(tmp_path, dies, kill):
     "P1, P6: what a process of one version leaves, killed or told to end, the other version ends; forward and back"
     versions.takes_over(tmp_path, dies, kill)
+
+@pytest.mark.parametrize('f', hostile.TRIED, ids=lambda f: f.__name__)
+def test_hostile_input(f):
+    "P8, P9: taken, or refused with an error that is meant for it; no other row and no table changes, and no log says it"
+    hostile.attack(f, 40, 0)
+
+def test_locked_for_seconds_under_64_threads(tmp_path):
+    "P1: each submit that returned is there, each that raised is not"
+    flood.writers(tmp_path, 1)
+
+@pytest.mark.parametrize('kind,n', [('none', 24_000), ('alone', 3_000), ('step', 3_000)])
+def test_nothing_grows_with_the_jobs(tmp_path, kind, n):
+    "P10: neither objects nor threads nor descriptors; the long form looks at the process's memory too"
+    o = flood.grown(tmp_path, n, kind=kind)
+    assert o['threads']<=0 and o['fds']<=0 and o['objects']*n/1e5<1500, o
+
+def test_licences():
+    "All that is installed with the package is free to be used by anybody's product"
+    got = licences.licences()
+    assert len(got)>10 and not [k for k,v in got.items() if not licences.PERMISSIVE.search(v or '')], got
 
 # --- found by the state machine
 
@@ -98,3 +118,12 @@ def test_move_of_a_job_that_was_asked_to_end(t):
     m = ts['a'].jobs
     assert (m.get_job(id).status, m.get_job(kid).status)==('cancelled', 'failed') and m.run_due()==0
     ts.close()
+
+# --- found by hostile input
+
+def test_rule_with_a_number_beyond_all_days(t):
+    "A clear error, not that of a float"
+    m = t.look()
+    for bad in (10**400, -10**400):
+        with pytest.raises(ValueError, match='completed must be at'): m.keep(completed=bad)
+    assert m.keeps()==[]

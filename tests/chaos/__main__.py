@@ -44,6 +44,16 @@ def versions(s, a):
     for k,v in versions.run(s/3).items(): print(f'    {k:40} {v:>9,}')
     print('    '+soak.run(max(5., s*2/3-30), seed=a.seed, workers=4, older=versions.older).replace('\n', '\n    '))
 
+def flood(s, a):
+    "Much at once: locks, big jobs, very many jobs"
+    from . import flood
+    for o in flood.run(s): print('    '+o, flush=True)
+
+def hostile(s, a):
+    "Whatever is given"
+    from . import hostile
+    for k,v in hostile.run(s, a.seed).items(): print(f'    {k:20} {v["taken"]:>7,} taken {v["refused"]:>7,} refused')
+
 PARTS = dict(
     state=state,
     points=points,
@@ -51,6 +61,8 @@ PARTS = dict(
     soak=soak,
     times=times,
     versions=versions,
+    flood=flood,
+    hostile=hostile,
 )
 
 p = argparse.ArgumentParser(prog='python -m tests.chaos')

@@ -15,6 +15,7 @@ from fh_saas.lane import Lane
 from fh_saas.maintenance import heartbeat, look_in, mend, release_lost
 from fh_saas.presence import Presence
 from fh_saas.retry import Discard, RetryIn, Snooze
+from fh_saas.scheduler import Timetable
 from fh_saas.store.base import STATUSES
 from fh_saas.store.sqlite import SqliteStore
 from fh_saas.tasks import Known, Tasks
@@ -44,6 +45,9 @@ def rated(how='ok', key=''): return act(how)
 def rare(how='ok', key=''): return act(how)
 
 LIMIT,RATE = 2,(2, 60.)
+SLOT = dict(often=600, seldom=6*3600)       # schedules, by the seconds between their slots
+SCHEDULES = {k:(dict(expr=e, tz='UTC', catch_up=c, spread=0., job_type='a', task='plain', payload='{}', typed=None, max_retries=2, slot=False), None)
+    for k,e,c in [('often', '*/10 * * * *', 'once'), ('seldom', '0 */6 * * *', 'all')]}
 TASKS = dict(plain=plain, keyed=keyed, rated=rated, rare=rare)
 
 def known(rare_too):
@@ -58,6 +62,7 @@ class WatchedLane(Lane):
     def turn(self, limit, only=None, wait_s=5.):
         self.store._few = self.few
         return self.machine.turned(self, limit, lambda: super(WatchedLane, self).turn(limit, only, wait_s))
+    def _slots(self): self.driven = True; return super()._slots()
     def start(self, a, at=None, slot=None): self.machine.started(self, a); return super().start(a, at, slot)
     def end(self, a, out, took_s, keep=False): self.machine.ended(self, a, out); return super().end(a, out, took_s, keep)
 
@@ -75,6 +80,7 @@ class Owner:
         self.lane.machine,self.lane.key,self.lane.max_running,self.lane.few = machine,self.here.owner,most,len(machine.owners)%2==0
         self.id,self.knows,self.m = self.here.owner,knows,Manager(self.lane, handoff)
         self.lane.users.add(self.m)
+        self.lane.timetable = Timetable(SCHEDULES, 'seed')
         self.hands,self.hidden,self.alive,self.seen = [],False,True,set()     # attempts in hand; whether others can see that it lives
     def __repr__(self): return self.id
 
@@ -109,7 +115,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.folder = tempfile.mkdtemp(prefix='chaos', dir='/dev/shm' if os.path.isdir('/dev/shm') else None)
-        self.now,self.model,self.owners,self.dead,self.stale,self.preds,self.starts = START,Model(),[],[],[],{},{}
+        self.now,self.model,self.owners,self.dead,self.stale,self.preds,self.starts,self.slots = START,Model(),[],[],[],{},{},{k:[] for k in SLOT}
         self.open,self.n = stores[self.store],0
         self.look = self.open(self.folder)
         with self.look.writing() as c: c.execute('create table effects(job text)')
@@ -147,6 +153,7 @@ class Machine(RuleBasedStateMachine):
 
     def claimed(self, lane, limit, before, got, unknown):
         m,after = self.model,self.rows()
+        self.come(before, after)
         claims = [a.claim for a in got]+unknown
         for c in claims: m.claim(m.jobs[c.id], lane.owner, c.fence)
         owner = next((o for o in self.owners if o.lane is lane), None)
@@ -180,6 +187,20 @@ class Machine(RuleBasedStateMachine):
     def not_begun(self, id):
         "A claim that went back has started nothing"
         if mine := [t for (i,t) in self.starts if i==id]: del self.starts[id, max(mine)]; count['start given back'] += 1
+
+    def come(self, before, after):
+        "Jobs of slots: each slot once, none before its time"
+        for id in sorted(set(after)-set(self.model.jobs), key=lambda o: after[o]['unique_key'] or ''):
+            key = after[id]['unique_key'] or ''
+            assert key.startswith('t:cron '), f'made from nothing: {after[id]}'
+            _,name,at = key.split(' ')
+            at,had = from_iso(at),self.slots[name]
+            assert at<=self.now and at%SLOT[name]==0 and (not had or at>had[-1]), f'{key} comes at {to_iso(self.now)} after {had[-1:]}'
+            if name=='seldom' and had: assert at==had[-1]+SLOT[name], 'a slot was left out'
+            had.append(at)
+            count[f'slot of a schedule, {name}'] += 1
+            self.model.submit([Job(id, 'plain', 'a', 2, key=key)], to_iso(self.now))
+            before[id] = after[id]|dict(ready=1)
 
     def started(self, lane, a):
         if any(a is x for o in self.owners for x in o.hands): return
@@ -654,6 +675,7 @@ class Machine(RuleBasedStateMachine):
         "P1, P2: once nothing stands in the way, every job ends"
         for o in list(self.owners): o.die(); self.owners.remove(o); self.dead.append(o)
         me = Owner(self, True, 0., None)
+        me.lane.timetable = None
         self.owners.append(me)
         for what in list(self.model.paused): self.pause_or_resume(0, what)
         for t in list(self.model.limits): self.limit(0, t, None)

@@ -26,6 +26,7 @@ MUTANTS = {
     'a pause does not hold': (STATE, "sub_ = l._of_types; l._of_types = lambda self, c, claims: {}"),
     'limits of a key are not counted': (STATE, "l.counts = lambda c, keys: {}"),
     'nothing is let go': (STATE, "l.let_go = lambda c, frees: 0"),
+    'a schedule forgets which slots have come': (STATE, "from fh_saas import scheduler as s; s.advance = lambda *a: True"),
     'claims come in any order': (STATE, "[sub(q, o, 'order by priority,run_at', 'order by run_at desc') for o in ('_CLAIM','_CLAIM_FEW','_HEAD')]"),
     'a completion in a transaction forgets the rows': (POINTS.format(['job_transaction']), "ln.Lane.finish = (lambda old: lambda self,a,r,conn: (conn.execute('rollback'), conn.execute('begin immediate'), old(self,a,r,conn))[2])(ln.Lane.finish)"),
     'a step is kept after its children': (POINTS.format(['step']), "k = SqliteStore.keep_step; SqliteStore.keep_step = lambda s,*a: (k(s,*a), s._c.execute('commit'), s._c.execute('begin immediate')) and None"),
