@@ -353,6 +353,7 @@ def submit_many(self:BackgroundTaskManager,
 @patch
 def _submit_many(self:BackgroundTaskManager, opts, job_type, task_func, kwargs_list, max_retries):
     jobs = []
+    if not hasattr(kwargs_list, '__iter__'): raise TypeError(f'kwargs_list must be a list of dicts, not {kwargs_list!r}')
     for i,kw in enumerate(kwargs_list):
         try:
             if not isinstance(kw, dict): raise TypeError(f'arguments must be a dict by name, not {kw!r}')
