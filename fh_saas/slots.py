@@ -37,6 +37,7 @@ class _Line:
         self.names,self.held,self.offers = {},{},{}        # names of databases; slots by number; slots by name
         self.back_until = self.full_until = 0.
         self.seen,self.asked,self.hint = {},False,0          # when others asked last; whether this process asks; where to begin to try
+        self.others = None,()                                # when the folder changed, and who else had a file there to ask with
 
 # %% ../nbs/08_slots.ipynb #7c168476
 class Slots:
@@ -85,6 +86,7 @@ def _free(self:Slots, line, force=False):
     for i in chain(range(line.hint, line.n), range(min(line.hint, line.n))):
         if i in line.held or (fd := self._try(f'{line.dir}/{i}')) is None: continue
         line.held[i] = s = Slot(line, i, fd)
+        line.hint = i+1
         return s
     line.full_until = t+FULL_S
 
@@ -170,10 +172,25 @@ def _unask(self:Slots, line):
 def _asks(self:Slots, line):
     "Pairs (when, owner) of other processes that have asked and were not heard since, the longest ago first"
     if not self.shared: return []
-    try: asks = [(o.stat().st_mtime_ns, o.name[:-5]) for o in os.scandir(line.dir) if o.name.endswith('.asks') and not o.name.startswith(self.here.owner)]
-    except OSError: return []
     now = time.time_ns()-PATIENT_S*1e9
-    return sorted([(at, o) for at,o in asks if line.seen.get(o, 0)<at<=now])
+    return sorted([(at, o) for o in self._others(line) if line.seen.get(o, 0)<(at := _mtime(f'{line.dir}/{o}.asks'))<=now])
+
+@patch
+def _others(self:Slots, line):
+    "Who else has a file to ask with; the folder is read again once it has changed: it may hold a thousand locks, and this is for each job that ends"
+    seen,there = line.others
+    if (at := _mtime(line.dir))!=seen:
+        there = [o[:-5] for o in _names(line.dir) if o.endswith('.asks') and not o.startswith(self.here.owner)]
+        if time.time_ns()-at>50_000_000: line.others = at,there     # a younger stamp may be that of two changes
+    return there
+
+def _mtime(path):
+    try: return os.stat(path).st_mtime_ns
+    except OSError: return 0
+
+def _names(d):
+    try: return os.listdir(d)
+    except OSError: return []
 
 @patch
 def _asker(self:Slots, line):
@@ -371,10 +388,6 @@ def tidy(self:Slots,
         for i in _names(f'{self.dir}/{d}'): self._remove(f'{self.dir}/{d}/{i}', now)
         try: os.rmdir(f'{self.dir}/{d}')
         except OSError: pass
-
-def _names(d):
-    try: return os.listdir(d)
-    except OSError: return []
 
 @patch
 def _remove(self:Slots, path, now):

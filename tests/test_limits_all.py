@@ -2,9 +2,11 @@
 import os, signal, time
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest, work
 from fh_saas import presence as _p
+from fh_saas import slots as _slots
 from fh_saas.slots import slots
 from fh_saas.tenants import Tenants
 from test_tenants import PRE, House, settled
@@ -460,3 +462,18 @@ def test_nothing_is_made_where_it_is_not_used(h):
     all_done(m, 20)
     assert m._lane.here.slots is None and not (m._lane.here.dir/'slots').exists()
     t.close()
+
+def test_the_folder_of_a_limit_is_not_read_for_each_job(h, monkeypatch):
+    "It holds as many files as the limit says; who asks is known as long as it has not changed"
+    t = Host(h.dir); t.path = h.dir/'a.db'
+    s = slots(t.look()._lane.here)
+    s.give(s.take('k', 300, 'A', most=300))
+    line,read = s.lines['k'],[]
+    os.utime(line.dir, (1, 1))                       # all that was long ago
+    monkeypatch.setattr(_slots, '_names', lambda d: read.append(d) or os.listdir(d))
+    for i in range(200): s.give(s.take('k', 300, 'A', most=5))
+    assert len(read)==1
+    asks = Path(line.dir)/'other.asks'; asks.touch(); os.utime(asks, (1, 1))
+    mine, = s.take('k', 300, 'A')
+    assert not s.is_alone(mine, 'A')
+    s.give([mine]); t.close()
