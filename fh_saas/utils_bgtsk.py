@@ -821,7 +821,7 @@ def _cancel_jobs(self:BackgroundTaskManager, ids, reason):
     "Cancel those that wait or run, in one commit: (ids that are cancelled, ids that were asked to end)"
     with self._using() as lane:
         with lane.store.writing(self.busy_s) as c:
-            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000))
+            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000), lane.store._texts.text if lane.store.keys else str)
             if gone: lane.store.over(gone, lane.now())
         if listening(): self._told(lane, gone, running)
         for i in gone:
