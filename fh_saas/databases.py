@@ -103,7 +103,17 @@ def lane_of(
     "The lane of a database. Raises `TypeError`, `StoreError`"
     kind = check_database(db)
     if kind=='fastlite': return open_lane(db.conn.filename, db.conn, known, clock, wait_s)
-    if kind=='postgresql': return _on_server(db, known, clock, wait_s)
+    return (_on_server if kind=='postgresql' else _on_file)(db, known, clock, wait_s)
+
+def _on_file(db, known, clock, wait_s):
+    from fh_saas.store.std_sqlite import StdStore
+    if not (path := db.engine.url.database) or path==':memory:': raise TypeError('jobs need a file: a `:memory:` database of fastsql has one connection only')
+    key,app = os.path.realpath(path),Fastsql(db)
+    def make():
+        s = StdStore(key, None, wait_s)
+        s.app = app
+        return s
+    return open_lane(key, None, known, clock, wait_s, make=make)
 
 def _on_server(db, known, clock, wait_s):
     from fh_saas.store.postgres import PgStore

@@ -5,7 +5,7 @@ import pytest
 
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)   # hundreds of processes are started below, and each would compile the package anew
 sys.path.insert(0, str(Path(__file__).parent/'apps'))   # their tasks are importable here by the name they have there
-from util import PgTenant, Tenant, stop_worker
+from util import PgTenant, SqlTenant, Tenant, stop_worker
 from pg import pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
 
 def pytest_configure(config):
@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture
 def t(request, tmp_path, monkeypatch):
-    if getattr(request, 'param', 'sqlite')=='sqlite': t = Tenant(tmp_path)
+    if (kind := getattr(request, 'param', 'sqlite'))!='postgres': t = (SqlTenant if kind=='fastsql' else Tenant)(tmp_path)
     else:
         monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
         t = PgTenant(tmp_path, request.getfixturevalue('pg'))

@@ -13,7 +13,7 @@ from fh_saas.ids import from_iso
 from hypothesis import HealthCheck, given, settings, strategies as st
 from fh_saas.utils_bgtsk import BackgroundTaskManager, StoreBusy, TenantJob
 from starlette.background import BackgroundTask
-from util import both as stores
+from util import three as stores
 from util import Tenant, all_done, ddl, on_server, done, env, process, run_py, start_py, until
 
 def add(a, b=1): return a+b

@@ -5,15 +5,17 @@ import pytest
 from fh_saas.store import bulk, controls, flow, overview, retention, load
 from fh_saas.store.base import Ack, LATER, StoreBusy, _T, _ack, _claim, _done, _ids, checks, new_job
 from fh_saas.store.notes import SqliteStore
+from fh_saas.store.std_sqlite import StdStore
 from util import until
 
 n = itertools.count()
 
-@pytest.fixture(params=['sqlite', 'postgres'])
+@pytest.fixture(params=['sqlite', 'fastsql', 'postgres'])
 def make(request, tmp_path):
     "Makes stores of one empty database, each with connections of its own"
     made = []
     if request.param=='sqlite': new = lambda **kw: SqliteStore(str(tmp_path/'t.db'), **kw)
+    elif request.param=='fastsql': new = lambda **kw: StdStore(str(tmp_path/'t.db'), **kw)
     else:
         from fh_saas.store.postgres import PgStore
         url = request.getfixturevalue('pg')

@@ -9,7 +9,7 @@ from fh_saas.store.base import StoreError
 from fh_saas.store.sqlite import SqliteStore
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound
-from util import both as stores
+from util import three as stores
 from util import process, run_py, said, stop_worker, until
 
 def add(a, b=1): return a+b

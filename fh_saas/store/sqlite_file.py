@@ -81,9 +81,9 @@ def _version(conn, key='schema'):
 # %% ../../nbs/store/01_sqlite_file.ipynb #6c1c1208
 class _Conn:
     "One connection with its lock and the deadline of whoever holds it"
-    def __init__(self, path, conn=None, create=False):
+    def __init__(self, path, conn=None, create=False, opener=None):
         self.path,self.lock,self.deadline,self.waiting = path,threading.RLock(),0.,False
-        self.conn = conn or connect(path, create)
+        self.conn = conn or (opener or connect)(path, create)
         if conn: return
         self.conn.set_busy_handler(self._again)
         self.conn.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
@@ -163,6 +163,7 @@ def _inode(path):
 
 class SqliteFile:
     "A tenant's database file: a connection that writes, one that reads, and the table at its newest version"
+    _opener = None                         # opens connections where apsw is not to
     remote = False                         # whether workers of other machines may be at it
     schema = 'schema',VERSION,_upgrade     # key of the version in tenant_meta, the newest version, what brings the tables there
     def __init__(self,
@@ -175,7 +176,7 @@ class SqliteFile:
         self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
         if path: self._log = f'{path}-wal'; _whole(path)
         self._queue,self._qlock,self._leading,self._last,self._awaited,self._seen,self._full,self._inserted = [],threading.Lock(),False,1,None,None,True,False
-        self._writer = _Conn(self.path, conn if self.memory else None, create)
+        self._writer = _Conn(self.path, conn if self.memory else None, create, self._opener)
         try:
             with self._writer.use(wait_s if open_s is None else open_s) as c: self._prepare(c)
         except BaseException:
@@ -303,7 +304,7 @@ def changed(self:SqliteFile)->bool:
 def _open_reader(self:SqliteFile):
     with self._writer.lock:
         if self._reader: return
-        r = _Conn(self.path)
+        r = _Conn(self.path, opener=self._opener)
         with r.use(self.wait_s) as c:
             for o in ('query_only=1', 'temp_store=memory', 'schema_version'): c.execute('pragma '+o).fetchall()    # the last reads the file:
         self._reader = r                                          # only then does SQLite know that there is a log
@@ -314,7 +315,7 @@ def private(self:SqliteFile,
     wait_s:float, # How long to wait for the lock, in seconds
 )->apsw.Connection: # Inside a transaction; for the caller to commit and close
     "A connection of the caller's own that holds the write lock. Raises `StoreBusy` or `StoreError`"
-    p = _Conn(self.path)
+    p = _Conn(self.path, opener=self._opener)
     try:
         with p.use(wait_s) as c:
             _settings(c)

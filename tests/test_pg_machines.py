@@ -1,0 +1,107 @@
+"""Workers on several machines: processes with a folder each, so that they know of each other by their leases alone. Processes are killed
+and stopped, and the server is restarted"""
+import signal, time
+
+import pytest, work
+from fh_saas.ids import from_iso
+from util import PgTenant, done, end, process, said, stop_worker, until
+
+@pytest.fixture
+def t(tmp_path, monkeypatch, pg):
+    monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
+    t = PgTenant(tmp_path, pg)
+    yield t
+    stop_worker()
+    t.close()
+
+WORK = "m = mgr(tasks=[gated, quick], threads=2); m._lane.lease_s = float(sys.argv[3]); m._serve(); out('up'); time.sleep(600)"
+
+def machine(t, name, lease=15., code=WORK):
+    "A worker on a machine of its own"
+    (t.dir/name).mkdir(exist_ok=True)
+    return process(t, code, lease, FH_SAAS_RUN_DIR=str(t.dir/name))
+
+@pytest.mark.parametrize('lease', [2., 15.])
+def test_killed_on_another_machine(t, lease):
+    "A job whose machine is gone runs elsewhere once the lease is over, within a second"
+    m = t.look()
+    id,_ = m.submit('g', work.gated, folder=str(t.dir), name='x')
+    with machine(t, 'a', lease) as a, machine(t, 'b', lease) as b:
+        said(a, 'up'); said(b, 'up')
+        until(lambda: t.log('start'))
+        first = t.log('start')[0]
+        end(a if int(first[3])==a.pid else b)
+        began = time.monotonic()
+        until(lambda: len(t.log('start'))==2, lease+10)
+        took = time.monotonic()-began
+        t.go()
+        job = done(m, id)
+    print(f'{took:.1f} s')
+    assert took<lease+1 and (job.retry_count,job.fence)==(1,2) and 'its lease ran out' in job.error_log
+
+def test_a_machine_that_stood_still(t, caplog):
+    "What a worker says about a job that was taken from it meanwhile is refused, and it says so"
+    m = t.look()
+    id,_ = m.submit('g', work.gated, folder=str(t.dir), name='x')
+    with machine(t, 'a', 2.) as a:
+        said(a, 'up')
+        until(lambda: t.log('start'))
+        a.send_signal(signal.SIGSTOP)
+        with machine(t, 'b', 2.) as b:
+            said(b, 'up')
+            until(lambda: len(t.log('start'))==2, 20)
+            a.send_signal(signal.SIGCONT)
+            t.go()
+            job = done(m, id)
+            until(lambda: len(t.log('end'))==2)
+            time.sleep(.5)
+            assert m.get_job(id)==job and job.fence==2
+        a.send_signal(signal.SIGTERM)
+        assert 'came too late and was refused' in a.communicate(timeout=20)[1]
+
+def test_a_busy_machine_keeps_its_job(t):
+    "A job that takes three times the lease stays where it is: the lease is renewed"
+    m = t.look()
+    id,_ = m.submit('g', work.gated, folder=str(t.dir), name='x')
+    with machine(t, 'a', 7.) as a, machine(t, 'b', 7.) as b:
+        said(a, 'up'); said(b, 'up')
+        until(lambda: t.log('start'))
+        began = time.monotonic()
+        until(lambda: time.monotonic()>began+16, 20)
+        t.go()
+        assert done(m, id).fence==1 and len(t.log('start'))==1
+
+def test_clocks_that_differ(t):
+    "A machine whose clock is an hour ahead claims nothing too early and robs nobody"
+    m = t.look()
+    ahead = "import time as _t; _real = _t.time; _t.time = lambda: _real()+3600\n"+WORK
+    later,_ = m.options(delay=600).submit('q', work.quick, folder=str(t.dir), name='later')
+    id,_ = m.submit('g', work.gated, folder=str(t.dir), name='x')
+    with machine(t, 'a', 15.) as a:
+        said(a, 'up')
+        until(lambda: t.log('start'))
+        with machine(t, 'b', 15., ahead) as b:
+            said(b, 'up')
+            q,_ = m.submit('q', work.quick, folder=str(t.dir), name='now')
+            done(m, q)
+            time.sleep(1.5)
+            assert m.get_job(id).fence==1 and m.get_job(later).status=='pending'
+            t.go()
+            assert abs(time.time()-from_iso(done(m, id).completed_at))<60
+
+def test_server_restarts(tmp_path, monkeypatch, pg_private):
+    "Jobs that run, end, are claimed and submitted while the server is away are neither lost nor run twice"
+    monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
+    s = pg_private
+    t = PgTenant(tmp_path, s.to(s.create()))
+    try:
+        m = t.mgr(threads=4, handoff=0)
+        ids = m.submit_many('q', work.quick, [dict(folder=str(tmp_path), name=f'a{i}') for i in range(300)])
+        until(lambda: len(t.log())>20)
+        s.restart()
+        ids += [m.submit('q', work.quick, folder=str(tmp_path), name=f'b{i}')[0] for i in range(50)]
+        s.restart()
+        until(lambda: all(o=='completed' for o in m._lane.store.statuses(ids).values()), 60)
+        assert sorted(o[2] for o in t.log('ran'))==sorted([f'a{i}' for i in range(300)]+[f'b{i}' for i in range(50)])
+        assert not any(m.get_job(i).retry_count for i in ids)
+    finally: stop_worker(); t.close()
