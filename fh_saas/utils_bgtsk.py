@@ -839,7 +839,7 @@ def _cancel_jobs(self:BackgroundTaskManager, ids, reason):
     "Cancel those that wait or run, in one commit: (ids that are cancelled, ids that were asked to end)"
     with self._using() as lane:
         with lane.store.writing(self.busy_s) as c:
-            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000))
+            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000), lane.store._texts.text if lane.store.keys else str)
             if gone: lane.store.over(gone, lane.now())
         if listening(): self._told(lane, gone, running)
         for i in gone:
@@ -1016,7 +1016,7 @@ def prune(self:BackgroundTaskManager,
     check_batch(batch, now)
     with self._using() as lane: return Sweep(lane, read_keeps(lane.store), lane.keeps(), self.clock() if now is None else now, batch, self.busy_s).run()
 
-# %% ../nbs/20_utils_bgtsk.ipynb #40a5f0a8
+# %% ../nbs/20_utils_bgtsk.ipynb #9dfc1d91
 @patch
 def forget(self:BackgroundTaskManager, *,
     containing:str=None, # A text in anything that a job keeps: arguments, result, errors, log, keys, tags; None to go by `payload`
