@@ -107,8 +107,8 @@ def strangers(
 def lists(
     rows=1_000_000, # In the table
     say=print, # Told what was measured
-)->dict: # Seconds by address
-    "Server time of the dashboard's pages over so many jobs: the slowest of five"
+)->dict: # Seconds of the processor by address
+    "Server time of the dashboard's pages over so many jobs: the slowest of five, the first aside"
     from fastlite import database
     from fh_saas.dashboard import dashboard
     from fh_saas.utils_bgtsk import BackgroundTaskManager
@@ -121,12 +121,12 @@ def lists(
               '/jobs?type=type3&text=zzz', '/jobs?since=2026-01-05&until=2026-01-06', '/jobs?since=2026-01-05&until=2026-01-06&type=type3&status=failed', '/', '/failures', '/queues', '/schedules', '/actions', f'/job?id={half:08}'):
         took = []
         for _ in range(5):
-            at = time.perf_counter()
+            at,cpu = time.perf_counter(),time.process_time()
             r = c.get(q)
-            took.append(time.perf_counter()-at)
+            took.append((time.process_time()-cpu, time.perf_counter()-at))
             assert r.status_code==200, (q, r.text)
-        out[q] = max(took[1:])
-        say(f'{q:70} {1e3*out[q]:6.1f} ms (first {1e3*took[0]:.1f})')
+        out[q],wall = max(took[1:])[0],statistics.median([o for _,o in took])
+        say(f'{q:70} {1e3*out[q]:6.1f} ms of the processor, {1e3*wall:6.1f} ms in all (median)')
     m.close()
     return out
 

@@ -7,7 +7,8 @@ __all__ = ['HEADS', 'asked', 'tenant_field', 'pct', 'bar', 'last_line', 'job_row
            'steps_of', 'job', 'do_job', 'actions']
 
 # %% ../nbs/31_job_pages.ipynb #fec608fc
-from fasthtml.common import (A, Button, Datalist, Dd, Details, Div, Dl, Dt, Form, H2, Input, Label, Li, Ol, Option, P, Progress, Section, Select, Small, Span, Strong, Summary, Ul)
+from fastcore.xml import Small, Span, Strong
+from fasthtml.common import A, Button, Datalist, Dd, Details, Div, Dl, Dt, Form, H2, Input, Label, Li, Ol, Option, P, Progress, Section, Select, Summary, Ul
 from .board import DOES, ONE, narrow
 from .charts import took
 from .ids import from_iso

@@ -17,14 +17,14 @@ from .databases import Fastsql, run_folder
 from .engines.engine import ENGINES
 from .engines.engine import engine as engine_named
 from .ids import from_iso, to_iso
-from .keys import as_keys
+from .keys import Keys, as_keys
 from .lane import generation, mind, open_lane
 from .lane_pool import LanePool
 from .moving import TenantBusy, doing, drain, give_back, recover, remove_left, take
 from .moving import move as move_file
 from .payload import load_kwargs
 from .presence import presence
-from .redact import as_redactor
+from .redact import Redactor, as_redactor
 from .rollout import Rollout, advance_all
 from .scheduler import Schedule, Timetable, _cron, declare, next_slot, offset_of, schedule_of, schedules_of_all
 from .store.base import StoreError, StoreMoved
@@ -165,7 +165,7 @@ class Tenants:
         layout:str='schema', # On a server, what a tenant has: a `schema` of that database, or a `database` of its own
         engine=None, # Wakes workers of other machines: an `Engine`, or on a server its name, `postgres` or `procrastinate`; None for `postgres` there and none for files
         open:Callable=None, # Opens a `Tenant`'s database, as a fastlite `Database` on a file; None for a file in the registry's folder
-        tasks:list=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
+        tasks:list|dict=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
         most_open:int=256, # Tenants whose databases may be open at the same time; more only while more are in use
         idle_s:float=10., # Close a tenant's lane that did nothing for so long, in seconds
         worker:bool=True, # Whether this process runs jobs; the environment's `FH_SAAS_WORKER=0` switches that off
@@ -178,8 +178,8 @@ class Tenants:
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
         clock:Callable=time.time, # The time in seconds since 1970
-        keys:list|Callable=None, # As in `BackgroundTaskManager`; or a function of a tenant's id that gives its keys, or None
-        redact:bool|list=None, # As in `BackgroundTaskManager`
+        keys:list|str|Keys|Callable=None, # As in `BackgroundTaskManager`; or a function of a tenant's id that gives its keys, or None
+        redact:bool|list|Redactor=None, # As in `BackgroundTaskManager`
     ):
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
                        payload_limit=payload_limit, clock=clock, **_widths(queues))

@@ -11,7 +11,7 @@ import asyncio, inspect, os, signal, sys, threading
 import time as _clock
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from fastcore.basics import patch, patch_to
 from operator import attrgetter
 from typing import Callable, Optional
@@ -25,13 +25,13 @@ from .context import JobContext, current, current_job
 from .executor import Outcome, clip
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
+from .keys import Keys, as_keys
 from .databases import check_database, is_usual, lane_of
-from .keys import as_keys
 from .lane import Attempt, generation
 from .maintenance import look_in, mend
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
-from .redact import as_redactor
+from .redact import Redactor, as_redactor
 from .retry import Discard, RetryIn, RetryPolicy, Snooze
 from .retention import Sweep, check_batch, keep_rules, keeps_of
 from .steps import Block, joined, lock_held, makers
@@ -97,7 +97,7 @@ class BackgroundTaskManager:
     def __init__(self,
         db:'Database', # The tenant's `Database`, of fastlite or of fastsql
         *,
-        tasks:list=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
+        tasks:list|dict=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
         worker:bool=True, # Whether this process runs jobs; the environment's `FH_SAAS_WORKER=0` switches that off
         threads:int=4, # Sync tasks that run at the same time in this process
         queues:dict=None, # How many jobs of a queue run at the same time in this process, by its name; None, or a queue not in it, for no such bound
@@ -108,8 +108,8 @@ class BackgroundTaskManager:
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
         clock:Callable=_clock.time, # The time in seconds since 1970; on PostgreSQL the machine's clock stands for the server's
-        keys:list=None, # Keys that seal in the file what jobs are given, return and say, the newest first, or `Keys`; None to store it as it is
-        redact:bool|list=None, # Hide secrets in errors, logs and messages before they are stored: True, further patterns of names, or a `Redactor`; None to store them as they are
+        keys:list|str|Keys=None, # Keys that seal in the file what jobs are given, return and say, the newest first, or `Keys`; None to store it as it is
+        redact:bool|list|Redactor=None, # Hide secrets in errors, logs and messages before they are stored: True, further patterns of names, or a `Redactor`; None to store them as they are
     ):
         check_database(db)
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
@@ -381,13 +381,13 @@ class WithOptions:
 
 @patch
 def options(self:BackgroundTaskManager, *,
-    delay:float=None, # Seconds before it may run, or a `timedelta`
+    delay:float|timedelta=None, # Seconds before it may run, or a `timedelta`
     run_at:datetime=None, # When it may run, with a time zone
     priority:int=None, # Among the tenant's due jobs 0 runs first; None for the task's own, or 0
     queue:str=None, # Named queue; None for the task's own, or `default`
     unique:str|int|tuple|bool=None, # Key under which there is one job of the task, or True for one with these arguments
     unique_for:str|float=None, # How long the key is taken: while `pending`, while pending or `running`, or for so many seconds; None for `running`
-    timeout:float=None, # Longest time for one attempt, in seconds or a `timedelta`
+    timeout:float|timedelta=None, # Longest time for one attempt, in seconds or a `timedelta`
     backoff:RetryPolicy|float=None, # Wait between attempts, as a policy or in seconds; None for the task's own, or 2, 4, 8 … s
     tags:list=None, # Texts to go with the job
     after:list=None, # Ids of jobs that must have completed before
@@ -841,7 +841,7 @@ def _cancel_jobs(self:BackgroundTaskManager, ids, reason):
     "Cancel those that wait or run, in one commit: (ids that are cancelled, ids that were asked to end)"
     with self._using() as lane:
         with lane.store.writing(self.busy_s) as c:
-            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000))
+            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000), lane.store._texts.text if lane.store.keys else str)
             if gone: lane.store.over(gone, lane.now())
         if listening(): self._told(lane, gone, running)
         for i in gone:
@@ -1018,7 +1018,7 @@ def prune(self:BackgroundTaskManager,
     check_batch(batch, now)
     with self._using() as lane: return Sweep(lane, read_keeps(lane.store), lane.keeps(), self.clock() if now is None else now, batch, self.busy_s).run()
 
-# %% ../nbs/20_utils_bgtsk.ipynb #5f99808f
+# %% ../nbs/20_utils_bgtsk.ipynb #9dfc1d91
 @patch
 def forget(self:BackgroundTaskManager, *,
     containing:str=None, # A text in anything that a job keeps: arguments, result, errors, log, keys, tags; None to go by `payload`

@@ -15,6 +15,7 @@ from playwright.sync_api import expect, sync_playwright
 from test_demo import SAMPLE, Server
 
 AXE = (Path(axe_playwright_python.__file__).parent/'axe.min.js').read_text()
+expect.set_options(timeout=60_000)
 EVIL = '<img src=x onerror="document.title=\'hit\'">'
 SIZES = dict(light=dict(color_scheme='light', viewport=dict(width=1280, height=900)), dark=dict(color_scheme='dark', viewport=dict(width=1280, height=900)),
              phone=dict(color_scheme='light', viewport=dict(width=390, height=844)))
@@ -54,6 +55,7 @@ class Watched:
     "A page, with all that it complained of and asked for"
     def __init__(self, browser, **kw):
         self.context,self.errors,self.hosts = browser.new_context(**kw),[],set()
+        self.context.set_default_timeout(100_000)
         self.page = self.context.new_page()
         self.page.on('console', lambda m: self.errors.append(m.text) if m.type=='error' and '404' not in m.text else None)
         self.page.on('pageerror', lambda e: self.errors.append(str(e)))
@@ -85,7 +87,7 @@ def test_policy_lets_its_own_script_run(site, browser):
         w.page.goto(f'{base}/jobs?tenant=globex')
         expect(w.page.locator('#live')).to_contain_text('No jobs')
         ts['globex'].jobs.submit('came later', work, to='x')
-        expect(w.page.locator('#live')).to_contain_text('came later', timeout=20_000)
+        expect(w.page.locator('#live')).to_contain_text('came later')
         assert not w.errors, 'no reload, and the policy objected to nothing'
 
 def test_retry_by_keyboard(site, browser):
@@ -151,7 +153,7 @@ def test_an_upload_is_followed_to_its_end(tmp_path, browser):
             page.wait_for_selector('.fh-job-away')
             at = percent(page)
             s = Server(tmp_path/'data', '--pause', '0', '--port', s.url.split(':')[-1])
-            page.wait_for_selector('.fh-job-now.completed', timeout=60_000)
+            page.wait_for_selector('.fh-job-now.completed')
             assert 5<at<100 and percent(page)==100 and page.locator('.fh-job-away').count()==0
             page.wait_for_selector('text=3,993 in this tenant')
             page.click('text=Dashboard')
@@ -174,5 +176,5 @@ def test_the_demo_is_sound(tmp_path, browser, size):
         with Watched(browser, **SIZES[size], java_script_enabled=False) as w:
             w.page.goto(f'{s.url}/t/globex')
             w.page.click('text=Import the sample')
-            w.page.wait_for_selector('.fh-job-now.completed', timeout=20_000)       # the page renews itself
+            w.page.wait_for_selector('.fh-job-now.completed')       # the page renews itself
     finally: s.stop(signal.SIGTERM)

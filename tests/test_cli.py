@@ -1,8 +1,9 @@
 "`fh_saas`, and above all `fh_saas worker`: a process of its own that runs an app's jobs"
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import httpx, pytest
+from click.testing import CliRunner
 from fh_saas import __version__, cli_frame
 from fh_saas.cli import main
 from fh_saas.tenants import Tenants
@@ -326,3 +327,46 @@ def test_dashboard(app):
         assert ('?token=' in url)==token
         if not token: assert httpx.get(url, follow_redirects=True).status_code==200
         assert end(p)<=0 and not app.said()
+
+# --- all commands
+
+def every(group=None, path=()):
+    "(words, command) of each command there is"
+    for k,c in (group or main).commands.items():
+        if hasattr(c, 'commands'): yield from every(c, (*path, k))
+        else: yield (*path, k),c
+
+NAMES = {' '.join(p) for p,_ in every()}
+
+def test_all_commands_are_there():
+    want = {'demo', 'worker', 'dashboard', 'prune', 'bench', 'doctor', *(f'jobs {o}' for o in 'list show retry cancel explain tail'.split()), *(f'tenants {o}' for o in 'list health freeze thaw usage move migrate'.split())}
+    assert want<=NAMES and [o for o in NAMES if o.startswith('schedules')], want-NAMES
+
+@pytest.mark.parametrize('path', sorted(NAMES))
+def test_help_of_each_command(path):
+    "A sentence about the command, and one about each argument and option; both ways to ask; the exit code 0"
+    c = dict((' '.join(p), c) for p,c in every())[path]
+    assert re.fullmatch(r'[A-Z].*\.', c.help, re.S) and '`' not in c.help.split('\n')[0]
+    for o in c.params: assert re.match(r"[A-Z]", getattr(o, 'doc', None) or o.help or '') and not (getattr(o, 'doc', None) or o.help).endswith('.'), o
+    for h in '-h','--help':
+        r = CliRunner().invoke(main, [*path.split(), h], prog_name='fh_saas')
+        assert r.exit_code==0 and r.output.startswith(f'Usage: fh_saas {path} ')
+
+@pytest.mark.parametrize('path', sorted(NAMES-{'demo', 'worker', 'bench'}))
+@pytest.mark.parametrize('wrong', ['where', 'app', 'tenant', 'option'])
+def test_a_mistake_with_any_command_is_one_line(path, wrong, tmp_path, monkeypatch):
+    "A path that leads nowhere, a module that is none, a tenant or id that is not there, an option that is none"
+    ts = Tenants(tmp_path/'data', worker=False)
+    ts.create('acme')
+    ts.close()
+    monkeypatch.chdir(tmp_path)
+    c = dict((' '.join(p), c) for p,c in every())[path]
+    if wrong=='tenant' and path in ('dashboard', 'tenants list', 'tenants health', 'tenants migrate'): pytest.skip('it takes no tenant')
+    where = dict(where='nowhere', app='nothing:tenants', option='data', tenant='data')[wrong]
+    args = [where if o.name.startswith('where') else 'nobody' for o in c.params if o.param_type_name=='argument' and (o.required or o.name=='where' or wrong=='tenant')]
+    if wrong=='option': args += ['--nonsense']
+    elif wrong=='tenant' and any(o.name=='tenant' and o.param_type_name=='option' for o in c.params): args += ['--tenant', 'nobody']
+    r = CliRunner().invoke(main, [*path.split(), *args], prog_name='fh_saas')
+    lines = r.stderr.strip().splitlines()
+    assert r.exit_code in (1, 2) and len(lines)==1 and lines[0].startswith(('Error: ', 'nobody: ')) and (r.exception is None or isinstance(r.exception, SystemExit)), (args, r.output, r.exception)
+    if wrong=='tenant': assert 'nobody' in lines[0], lines

@@ -221,6 +221,7 @@ def browser():
 def page_of(browser, s, url='/'):
     "A page of tenant acme, which notes what is asked of whom and what goes wrong"
     page = browser.new_context(base_url=f'http://127.0.0.1:{s.port}').new_page()
+    page.set_default_timeout(100_000)
     page.hosts,page.wrong = set(),[]
     page.on('request', lambda r: page.hosts.add(r.url.split('/')[2]))
     page.on('pageerror', lambda e: page.wrong.append(str(e)))
@@ -283,6 +284,10 @@ def test_a_foreign_job_and_a_refusal_in_a_browser(t, browser, htmx):
             page.wait_for_selector('.fh-job-alert:visible')
             assert page.inner_text('.fh-job-alert')=='Two imports run already.' and page.is_enabled('text=Too many') and not page.wrong
             assert [o for o in asked[n:] if '/_jobs/' in o]==[]
+            if htmx=='ours' and url=='/look/nothing':
+                page.click('text=Away')
+                page.wait_for_selector('h1:has-text("Imports")')
+                assert page.url.endswith(f':{s.port}/'), 'a redirect leads elsewhere, and is not put into the page'
             page.context.close()
 
 def test_axe(t, browser):

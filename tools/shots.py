@@ -1,4 +1,4 @@
-"""Make the pictures of the components and of the dashboard's pages, in nbs/images, from made-up data that are the same each time.
+"""Make the pictures of the components, of the dashboard's pages and of the demo, in nbs/images, from made-up data that are the same each time.
 
     python tools/shots.py [--out FOLDER] [NAME…]      all of them, or those whose name begins so; needs Chromium, playwright and pillow"""
 import argparse, io, os, random, shutil, socket, sys, tempfile, threading
@@ -124,6 +124,22 @@ def components_app(ts, ids):
             H2('A list'), JobList(6, jobs=[*m.list_jobs('import customers', limit=3), *m.list_jobs('sync contacts', limit=3)]))
     return app
 
+def demo(browser, folder, path):
+    "The demo in the middle of an import"
+    import fh_saas.demo as d
+    folder.mkdir()
+    ts = {o:d.Tenant(folder, o) for o in d.TENANTS}
+    url = serve(d.make_app(ts))
+    page = browser.new_page(viewport=dict(width=1040, height=900), device_scale_factor=1)
+    page.goto(f'{url}/t/acme', timeout=120_000)
+    page.click('text=Call a partner')
+    page.set_input_files('input[type=file]', str(d.SAMPLE))
+    page.click('text=Upload and import')
+    page.wait_for_selector('text=about')
+    page.wait_for_timeout(900)
+    few(page.screenshot(), path)
+    for t in ts.values(): t.manager.close()
+
 def serve(app):
     "Its address; it ends with this process"
     s = socket.create_server(('127.0.0.1', 0))
@@ -139,8 +155,13 @@ def shoot(browser, url, size, path):
     page.set_viewport_size(dict(width=width, height=h))
     png = page.screenshot(clip=dict(x=0, y=0, width=width, height=h))
     page.close()
-    Image.open(io.BytesIO(png)).convert('RGB').quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
-    print(f'{path.name}: {width} × {h}, {path.stat().st_size/1024:.0f} KiB')
+    few(png, path)
+
+def few(png, path):
+    "Write it in few colours"
+    im = Image.open(io.BytesIO(png))
+    im.convert('RGB').quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f'{path.name}: {im.width} × {im.height}, {path.stat().st_size/1024:.0f} KiB')
 
 def main():
     a = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -159,6 +180,7 @@ def main():
         for name,url in shots.items():
             for size in SIZES:
                 if not a.names or any(f'{name}-{size}'.startswith(o) for o in a.names): shoot(browser, url, size, a.out/f'{name}-{size}.png')
+        if not a.names or 'demo' in a.names: demo(browser, Path(d)/'demo', a.out/'demo.png')
         browser.close()
         ts.close()
     os._exit(0)

@@ -57,7 +57,7 @@ async function poll(el) {
     let answer, html
     try { answer = await ask(el.getAttribute('hx-get')); html = await answer.text() } catch { away(el); continue }
     if (!el.isConnected) return
-    if (answer.status === 404) return gone(el)
+    if (answer.status === 404 || answer.redirected) return gone(el)       // redirected: to the login, most likely
     if (!answer.ok) { away(el); continue }
     const b = box(el)
     el.outerHTML = html
@@ -90,7 +90,7 @@ async function send(form, button) {
   button && (button.disabled = true)
   try {
     const answer = await ask(form.getAttribute('hx-post'), {method: 'POST', body}), html = await answer.text(), to = answer.headers.get('hx-redirect')
-    if (to) location.assign(to)
+    if (to || answer.redirected) location.assign(to || answer.url)
     else if (answer.ok) form.outerHTML = html
     else refused(form, answer.headers.get('content-type'), html)
   } catch { refused(form, '', '') }

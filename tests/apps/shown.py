@@ -6,7 +6,7 @@ from fh_saas.components import JobButton, JobList, JobProgress, JobStatus, jobs_
 from fh_saas.job_streams import _boards
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import current_job
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 here = Path(os.environ['FH_DIR'])
 tenants = Tenants(here/'tenants', drain_s=.5)
@@ -43,7 +43,7 @@ def index(session, sse:int=0):
         *[P('It is ', JobStatus(o)) for o in ids], JobList())
 
 @app.get('/look/{id}')
-def look(id:str, sse:int=0): return Title('One'), Main(H1('One'), JobProgress(id, sse=bool(sse)), JobButton('Too many', submit='/busy'))
+def look(id:str, sse:int=0): return Title('One'), Main(H1('One'), JobProgress(id, sse=bool(sse)), JobButton('Too many', submit='/busy'), JobButton('Away', submit='/away'))
 
 @app.post('/import')
 def start(session):
@@ -53,6 +53,9 @@ def start(session):
 
 @app.post('/busy')
 def busy(): return Response('Two imports run already.', 422, media_type='text/plain')
+
+@app.post('/away')
+def away(): return RedirectResponse('/', 303)
 
 @app.get('/streams')
 def streams():
