@@ -66,11 +66,11 @@ def check_in(
 ):
     "Bring a file's gate in line with the registry. Raises `StoreError` if there is no such tenant, `StoreMoved` if it has left the file"
     row = _row(registry, id)
-    if row.status=='active' and passport(store).gate is None and not _why(row, store): return
+    if row.status=='active' and passport(store).gate is None and not _why(registry, row, store): return
     if sealed(store): raise StoreMoved(f'{store.path} was left behind by a move; {id} is elsewhere')
     with store.writing() as c:
         row = _row(registry, id)
-        why = _why(row, store) if row.status in ('active', 'frozen') else None
+        why = _why(registry, row, store) if row.status in ('active', 'frozen') else None
         if why and registry.swap(id, ('active', 'frozen'), status='quarantined', reason=why):
             log.error('%s is in quarantine, its jobs do not run: %s', store.path, why)
             emit('tenant.quarantined', tenant=id, store=store.path, reason=why)
@@ -82,7 +82,7 @@ def _row(registry, id):
     if row is None or row.status=='deleted': raise StoreError(f'no tenant {id!r} in {registry.path}')
     return row
 
-def _why(row, store): return suspect(passport(store), row.identity, row.epoch, row.mark, store.path)
+def _why(registry, row, store): return suspect(passport(store), row.identity, row.epoch, row.mark, registry.place(store.path))
 
 def set_gate(
     conn:apsw.Connection, # A tenant's file, inside a transaction

@@ -38,13 +38,22 @@ def worker(
     threads:COUNT=None, # Sync tasks that run at the same time; the app's own number by default
     async_jobs:COUNT=None, # Async tasks that run at the same time; the app's own number by default
     queues:str=None, # Serve only these queues, separated by commas, `default` for the one without a name; all by default
+    engine:str=None, # What wakes workers on other machines, postgres or procrastinate: make sure that the app's Tenants ring through it
 ):
     "Run the jobs of an app's BackgroundTaskManager or Tenants until SIGTERM or Ctrl-C"
     names = None if queues is None else {o.strip() for o in queues.split(',')}
     if names is not None and '' in names: raise Wrong('--queues must be names separated by commas, such as mail,default')
     with inspecting(): ms = list(managers(load(module__name), module__name).values())
+    if engine is not None: _through(ms, engine)
     for m in ms: m._become_worker(threads, async_jobs)
     _run(ms, names)
+
+def _through(ms, engine):
+    "Raise `Wrong` unless all of these ring through the engine"
+    for m in ms:
+        if not hasattr(m, '_check_engine'): raise Wrong(f'--engine is for Tenants, and this is {m!r}')
+        try: m._check_engine(engine)
+        except ValueError as e: raise Wrong(str(e)) from None
 
 # %% ../nbs/36_cli.ipynb #a85009f6
 def _run(ms, queues):

@@ -372,6 +372,7 @@ def announce(self:Lane,
     if later is not None and self.due_at is not None: self.due_at = min(self.due_at, later)
     if now and self.server: self.news = True; self.server.kick(self)
     if now and ring and self.here: self.here.ring(self.name)
+    elif later is not None and self.here and self.here.far: self.here.far(self.name, later)
 
 # %% ../nbs/11_lane.ipynb #646d932a
 @patch

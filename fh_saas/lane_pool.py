@@ -54,6 +54,7 @@ class LanePool:
         unknown:Callable=lambda names: None, # Told of names that were rung for and that nobody has put here
     ):
         self.opener,self.here,self.most,self.idle_s,self.clock,self.mono,self.trouble,self.unknown = opener,here,most,idle_s,clock,mono,trouble,unknown
+        self.full_s = FULL_S
         self.entries,self.paths,self.open,self.sick,self.marks = {},{},{},{},{}    # entries by id, path, id, id; attempts ended, by id
         self._todo,self._due,self._n,self._pos,self._order = [],[],count(),0,[]
         self._cond,self._lock,self._opening,self._victims,self._left,self.worker = threading.Condition(),threading.Lock(),0,[],deque(),None
@@ -308,7 +309,7 @@ def _ask_files(self:LanePool, now):
         e = self._order[self._pos%n]
         self._pos += 1
         if e.lane or e.tries: continue
-        if _sig(e.path)!=e.sig or now-e.looked_at>FULL_S: self.look(e)
+        if _sig(e.path)!=e.sig or now-e.looked_at>self.full_s: self.look(e)
 
 @patch
 def _mind(self:LanePool, e, now):

@@ -126,16 +126,18 @@ def remove_left(
     "Remove files of tenants that were deleted or have moved"
     for id,*_ in registry.read(_LEFT):
         try: _remove_left(registry, id)
-        except OSError as e: log.warning('tenant %r: its old file cannot be removed: %s', id, e)
+        except (OSError, StoreError) as e: log.warning('tenant %r: its old file cannot be removed: %s', id, e)
+
+def _remove(path):
+    _unlink(path)
+    sync_folder(os.path.dirname(path))
 
 def _remove_left(registry, id):
     with registry.writing() as c:
         for _,status,path,to in c.execute(_LEFT+' and id=?', (id,)).fetchall():
             gone = registry.full(path) if status=='deleted' else to.split('\n')[1]
             used = c.execute("select 1 from tenant_registry where path=? and status<>'deleted'", (registry.keep(gone),)).fetchall()
-            if not used:
-                _unlink(gone)
-                sync_folder(os.path.dirname(gone))
+            if not used: registry.drop(gone) if registry.remote else _remove(gone)
             registry._change(c, id, dict(path=None) if status=='deleted' else dict(moving_to=None))
 
 # %% ../nbs/19_moving.ipynb #1937b41c
@@ -264,7 +266,7 @@ def _end_move(registry, row, dest, target):
 
 def _give(registry, row, src):
     "A file that cannot be opened is no reason to leave its tenant between two states: its gate is seen to when it is opened next"
-    try: store = SqliteStore(src, create=False)
+    try: store = registry.open(src) if registry.remote else SqliteStore(src, create=False)
     except StoreBusy: raise
     except StoreError: store = None
     try: give_back(registry, row, store)

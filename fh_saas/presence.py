@@ -29,7 +29,7 @@ class Presence:
         self.bells.mkdir(parents=True, exist_ok=True)
         self._free,self._room,self._sock,self._lock,self._warned = deque(),0,None,threading.Lock(),False
         self.uses,self._noted,self._list,self._lines,self._dead,self._serves = 0,set(),None,0,set(),False
-        self.slots = self.wake = None              # see Slots; has a database of this folder looked into, open or not
+        self.slots = self.wake = self.far = None   # see Slots; has a database of this folder looked into, open or not; rings on other machines
         self._open_run()
         self._open_bell()
         _here.add(self)
@@ -89,7 +89,8 @@ def ring(self:Presence,
     name:str, # The database that has work
     to:str=None, # Owner id of the only one to be woken; None for all
 ):
-    "Wake the other processes of this folder. Never raises, never waits"
+    "Wake the other processes of this folder, and, where an engine carries it, those of other machines. Never raises, never waits"
+    if self.far and not to: self.far(name)
     if not self._sock: return
     msg = name.encode()
     for o,addr in self._others():

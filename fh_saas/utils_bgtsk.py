@@ -11,7 +11,7 @@ import asyncio, inspect, os, signal, sys, threading
 import time as _clock
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from fastcore.basics import patch, patch_to
 from operator import attrgetter
 from typing import Callable, Optional
@@ -25,11 +25,13 @@ from .context import JobContext, current, current_job
 from .executor import Outcome, clip
 from .explain import explain as _explain
 from .ids import from_iso, to_iso
+from .keys import Keys, as_keys
 from .databases import check_database, is_usual, lane_of
 from .lane import Attempt, generation
 from .maintenance import look_in, mend
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
+from .redact import Redactor, as_redactor
 from .retry import Discard, RetryIn, RetryPolicy, Snooze
 from .retention import Sweep, check_batch, keep_rules, keeps_of
 from .steps import Block, joined, lock_held, makers
@@ -37,7 +39,10 @@ from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedu
 from .store.base import DUE, FINAL, HANDED, LATER, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .store.controls import cancel as _cancel
 from .store.controls import insert_unique, let_go, read_controls, set_control
+from .store.forget import Forgotten, chosen, erase, holding, scrub
 from .store.retention import read_keeps, save_keeps
+from .store.sealed import protect
+from .store.sealed import reseal as _reseal
 from .tasks import Known, register, task
 from .telemetry import emit, listening, submitting
 from .waiting import check_timeout, waits
@@ -92,7 +97,7 @@ class BackgroundTaskManager:
     def __init__(self,
         db:'Database', # The tenant's `Database`, of fastlite or of fastsql
         *,
-        tasks:list=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
+        tasks:list|dict=None, # Functions that jobs may run, as a list or a dict by name; None also admits plain functions of the calling module
         worker:bool=True, # Whether this process runs jobs; the environment's `FH_SAAS_WORKER=0` switches that off
         threads:int=4, # Sync tasks that run at the same time in this process
         queues:dict=None, # How many jobs of a queue run at the same time in this process, by its name; None, or a queue not in it, for no such bound
@@ -103,6 +108,8 @@ class BackgroundTaskManager:
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
         clock:Callable=_clock.time, # The time in seconds since 1970; on PostgreSQL the machine's clock stands for the server's
+        keys:list|str|Keys=None, # Keys that seal in the file what jobs are given, return and say, the newest first, or `Keys`; None to store it as it is
+        redact:bool|list|Redactor=None, # Hide secrets in errors, logs and messages before they are stored: True, further patterns of names, or a `Redactor`; None to store them as they are
     ):
         check_database(db)
         _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
@@ -111,6 +118,7 @@ class BackgroundTaskManager:
         self.worker = worker and os.environ.get('FH_SAAS_WORKER')!='0'
         self.threads,self.async_jobs,self.payload_limit,self.clock,self.closed = threads,async_jobs,payload_limit,clock,False
         self.queues,self._known,self._generation = queues or {},None,-1
+        self.keys,self.redact = as_keys(keys),as_redactor(redact)
         self._meet(tasks, sys._getframe(1).f_globals.get('__name__'))
         if self.worker and self._lane.store.unfinished(): self._serve()
     def __repr__(self): return f'BackgroundTaskManager({self._open.name!r})'
@@ -155,9 +163,18 @@ def _open_lane(self:BackgroundTaskManager):
     lane = lane_of(self.db, self._known, self.clock, self.busy_s)
     if is_usual(self.clock): self.clock = lane.clock
     elif self.clock!=lane.clock: raise ValueError(f'clock: {lane.name} is open in this process with another one, {lane.clock!r}; a file has one clock')
+    try: self._guard(lane)
+    except BaseException:
+        if not lane.users: lane.close()
+        raise
     lane.users.add(self)
     lane.timetable = lane.timetable or Timetable(lane.known.crons, lane.name)
     return lane
+
+@patch
+def _guard(self:BackgroundTaskManager, lane):
+    if self.keys: protect(lane.store, self.keys)
+    if self.redact: lane.hide = self.redact
 
 @patch
 @contextmanager
@@ -243,6 +260,7 @@ def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, no
     job = NewJob(lane.ids(s), job_type, payload, int(max_retries), at := to_iso(s), t.name,
                  to_iso(s+self.handoff) if handed else at, HANDED if handed else DUE, typed)
     if o: _put(job, o, opts, kwargs, s)
+    if job.unique_key and lane.store.keys: job.unique_key = lane.store.veiled(job.unique_key)
     if alone: lane.known.held[job.id] = t
     return job
 
@@ -320,6 +338,8 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
             at = [from_iso(o.run_at) for o in jobs if o.ready==LATER]
             lane.due_at = min(lane.due_at, *at) if at else min(lane.due_at, self.clock()+self.handoff)
     if due and ring and lane.here: lane.here.ring(lane.name)
+    elif not due and lane.here and lane.here.far:
+        if at := [from_iso(o.run_at) for o in jobs if o.ready in (LATER, HANDED)]: lane.here.far(lane.name, min(at))
 
 # %% ../nbs/20_utils_bgtsk.ipynb #4c295e1c
 @patch
@@ -361,13 +381,13 @@ class WithOptions:
 
 @patch
 def options(self:BackgroundTaskManager, *,
-    delay:float=None, # Seconds before it may run, or a `timedelta`
+    delay:float|timedelta=None, # Seconds before it may run, or a `timedelta`
     run_at:datetime=None, # When it may run, with a time zone
     priority:int=None, # Among the tenant's due jobs 0 runs first; None for the task's own, or 0
     queue:str=None, # Named queue; None for the task's own, or `default`
     unique:str|int|tuple|bool=None, # Key under which there is one job of the task, or True for one with these arguments
     unique_for:str|float=None, # How long the key is taken: while `pending`, while pending or `running`, or for so many seconds; None for `running`
-    timeout:float=None, # Longest time for one attempt, in seconds or a `timedelta`
+    timeout:float|timedelta=None, # Longest time for one attempt, in seconds or a `timedelta`
     backoff:RetryPolicy|float=None, # Wait between attempts, as a policy or in seconds; None for the task's own, or 2, 4, 8 … s
     tags:list=None, # Texts to go with the job
     after:list=None, # Ids of jobs that must have completed before
@@ -821,7 +841,7 @@ def _cancel_jobs(self:BackgroundTaskManager, ids, reason):
     "Cancel those that wait or run, in one commit: (ids that are cancelled, ids that were asked to end)"
     with self._using() as lane:
         with lane.store.writing(self.busy_s) as c:
-            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000))
+            gone,running = _cancel(c, ids, lane.now(), clip(str(reason), 2000), lane.store._texts.text if lane.store.keys else str)
             if gone: lane.store.over(gone, lane.now())
         if listening(): self._told(lane, gone, running)
         for i in gone:
@@ -997,6 +1017,34 @@ def prune(self:BackgroundTaskManager,
     "Remove at once what the rules do not keep. Raises `StoreBusy` or `StoreError`; what went until then is gone"
     check_batch(batch, now)
     with self._using() as lane: return Sweep(lane, read_keeps(lane.store), lane.keeps(), self.clock() if now is None else now, batch, self.busy_s).run()
+
+# %% ../nbs/20_utils_bgtsk.ipynb #9dfc1d91
+@patch
+def forget(self:BackgroundTaskManager, *,
+    containing:str=None, # A text in anything that a job keeps: arguments, result, errors, log, keys, tags; None to go by `payload`
+    payload:dict=None, # Arguments by name that the job was given, among others; None to go by `containing`
+    job_type:str=None, # Only jobs of this type; None for all
+    vacuum:bool=True, # Whether to rewrite the file if anything was removed, which takes a while and as much room again
+)->Forgotten: # removed, running, clean
+    "Remove all jobs that know of something. Raises `TypeError`, `ValueError`, `StoreBusy` or `StoreError`; safe to repeat"
+    test,removed,running = chosen(containing, payload),0,[]
+    if job_type is not None: job_type = _job_type(job_type)
+    with self._using() as lane:
+        for ids in holding(lane.store, test, job_type):
+            running += self._cancel_jobs(ids, 'Forgotten')[1]
+            removed += len(erase(lane.store, ids))
+        clean = not running and (not removed or scrub(lane.store, vacuum))
+    if removed: emit('jobs.forgotten', store=lane.name, tenant=lane.tenant, count=removed)
+    return Forgotten(removed, running, clean)
+
+@patch
+def reseal(self:BackgroundTaskManager)->int: # How many jobs were rewritten
+    "Seal everything with the first of `keys`, in small commits; after that the other keys are not needed. Raises `ValueError` without `keys`, `StoreError`"
+    if not self._lane.store.keys: raise ValueError('there is nothing to seal with: make the manager with keys=')
+    n,at = 0,0
+    with self._using() as lane:
+        while at is not None: k,at = _reseal(lane.store, at); n += k
+    return n
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0e4baa3e
 @patch

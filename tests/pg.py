@@ -36,7 +36,7 @@ WATCH = 'cat >/dev/null; "$0" -D "$1/data" -m immediate -t 20 -s stop >/dev/null
 
 class Server:
     "A server of its own; `fresh` gives databases, `restart` and `stop` are for tests that need one gone"
-    def __init__(self, bin=None, port=None, **kw):
+    def __init__(self, bin=None, port=None, allow=(), **kw):
         self.bin,self.port,self.made,self.n = bin or binaries(),port or free_port(),{},0
         if not self.bin: raise FileNotFoundError(hint)
         self.how,uid = unprivileged()
@@ -45,6 +45,7 @@ class Server:
         (self.dir/'pw').write_text(self.pw)
         if self.how: self._give(uid)
         self._run('initdb', '-D', self.data, '-U', 'fh', '-A', 'scram-sha-256', '--pwfile', self.dir/'pw', '-E', 'UTF8', '--locale=C', '--no-sync')
+        with open(self.data/'pg_hba.conf', 'a') as f: f.writelines(f'host all all {o} scram-sha-256\n' for o in allow)
         with open(self.data/'postgresql.conf', 'a') as f:
             for k,v in {**settings, 'port':self.port, 'unix_socket_directories':self.dir, **kw}.items(): f.write(f"{k} = '{v}'\n")
         self.watch = subprocess.Popen(['/bin/sh', '-c', WATCH, str(self.bin/'pg_ctl'), str(self.dir)], cwd='/', stdin=subprocess.PIPE, start_new_session=True, **self.how)

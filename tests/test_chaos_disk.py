@@ -1,14 +1,31 @@
 "The short forms of tests/chaos/power.py and tests/chaos/disk.py, and what they have found"
-import os
+import os, subprocess, sys
 import apsw, pytest, work
 from fh_saas.store.base import StoreError
 from test_chaos import long_form
 from test_tenants import back_up, h, settled, worker
-from util import process, run_py, said, until
+from util import process, root, run_py, said, until
 
 def test_power_lost_before_every_flush():
     "P1, P4, P5: see chaos/power.py; any part of what was not flushed is missing or torn"
     long_form('power', '--case', 'new_file,close,submit,transaction,job_transaction')
+
+def disk(code):
+    "In a process of its own, as it forks"
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import logging; logging.disable(50)\nfrom tests.chaos import disk\n'+code], cwd=root, capture_output=True, text=True, timeout=110)
+    assert p.returncode==0, p.stdout+p.stderr
+
+def test_each_call_to_the_disk_fails():
+    "P1, P3, P8: see chaos/disk.py; an error that names the file, nothing by half, and it goes on when the disk works again"
+    disk("disk.calls(['submit', 'run'], ('once', 'full'))")
+
+def test_a_disk_with_room_for_so_many_pages():
+    "P1, P8: see chaos/disk.py; from none to as many as it needs"
+    disk("disk.full(['submit', 'run'])")
+
+def test_spoilt_files_beside_a_good_one():
+    "P8: see chaos/disk.py; pages of zeros and junk, other files in its place, its log removed, while another tenant is served; no job is completed that did not run"
+    disk("disk.files(('open',)); disk.files(('pages',), 13)")
 
 # --- the log removed, or the file replaced, while it is open
 

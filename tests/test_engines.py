@@ -178,6 +178,21 @@ def test_without_listen_it_looks_by_itself(pg):
         until(w.over)
     a.stop()
 
+FORK = '''
+import os, sys
+from fh_saas.engines.engine import engine
+e = engine(sys.argv[1], sys.argv[2])
+e.ring('acme'); assert e.flush()
+if not os.fork():
+    e.ring('globex'); os._exit(not e.flush())
+assert os.wait()[1]==0
+e.ring('umbrella'); assert e.flush()
+'''
+
+def test_a_forked_child_rings_too(pg, make):
+    subprocess.run([sys.executable, '-c', FORK, make.kind, pg], check=True, env=env(), timeout=60)
+    assert waiting(make, pg)==3
+
 @pytest.mark.parametrize('name,mod,extra', [('postgres','psycopg','fh-saas[postgres]'), ('procrastinate','procrastinate','fh-saas[procrastinate]')])
 def test_a_missing_extra_is_named(name, mod, extra):
     code = f'import sys; sys.modules[{mod!r}] = None\nfrom fh_saas.engines.engine import engine\ntry: engine({name!r}, "postgresql://x/y")\nexcept ImportError as e: print(e)'

@@ -31,6 +31,7 @@ def test_wheel(built):
     names = set(zipfile.ZipFile(built[0]).namelist())
     info = {o for o in names if '.dist-info/' in o}
     stubs = {o for o in names if o.endswith('.pyi')}
+    assert {o[:-1] for o in stubs}=={o for o in names if o.endswith('.py')}-{'fh_saas/_modidx.py', 'fh_saas/_showdoc.py'}, 'tests/test_types.py tries them'
     assert names-info-stubs=={o for o in tracked('fh_saas') if PACKAGE.fullmatch(o)}=={o for o in tracked('fh_saas') if not o.endswith('.md')}
     assert {o.partition('/')[2] for o in info}=={'METADATA', 'RECORD', 'WHEEL', 'entry_points.txt', 'top_level.txt', 'licenses/LICENSE'}
 

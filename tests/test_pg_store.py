@@ -146,6 +146,18 @@ def test_controls(s):
     assert controls.asked(s, 'a')==[('a', 1)]
     assert s.discard(['c'], _T(31), 'gone')==1 and s.get('c')['error_log']=='gone' and s.discard(None, _T(31), 'all')==1
 
+def test_reasons_and_starts_given_back(s):
+    s.insert([new_job('a', limit_key='k')])
+    a, = _claim(s)
+    with s.writing() as c:
+        controls.note_starts(c, 'k', ['b'], 10., 999.); controls.note_starts(c, 'k', ['a'], 10., 999.); controls.note_starts(c, 'k', ['a'], 10., 1000.)
+        controls.drop_starts(c, [a])
+        assert [controls.room_of_rate(c, 'k', 3, 10., o) for o in (1000., 1009.5)]==[1, 3]
+        assert controls.cancel(c, ['a'], _T(30), 'why')==controls.cancel(c, ['a'], _T(31), 'again')==([], ['a'])
+    assert s.get('a')['error_log']=='Asked to end: why'
+    _ack(s, Ack(a, 'pending', error='boom\n', retry_count=1, run_at=_T(50), ready=LATER, ended_at=_T(33)))
+    assert (s.get('a')['status'], s.get('a')['error_log'])==('cancelled', 'Asked to end: why\nboom\n')
+
 def test_claim_by_name_and_queue(s):
     s.insert([new_job(f'{t}{i}', i, task=f'm:{t}', queue=q) for i in range(3) for t,q in (('f',None),('g',None),('h','x'))])
     assert _ids(_claim(s, only='["m:g"]', limit=2))==['g0','g1']

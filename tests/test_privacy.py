@@ -8,6 +8,7 @@ from util import done, end, process, run_py, said, until
 
 pytest.importorskip('cryptography', reason='comes with the extra `crypto`')
 from fh_saas.board import Board
+from fh_saas.executor import call
 from fh_saas.keys import Keys, new_key
 from fh_saas.redact import Redactor
 from fh_saas.store.overview import JobFilter, page
@@ -50,6 +51,18 @@ def test_a_retry_goes_on_from_what_was_sealed(t):
     j = m.get_job(id)
     assert j.status=='completed' and j.log.count('writing to')==2 and MAIL in j.attempts and 'half way' in j.error_log
     assert not in_files(t.dir)
+
+def test_why_a_job_was_cancelled_is_sealed(t):
+    "Of one that waits and of one that runs, which says more at its end"
+    m = t.mgr(keys=[KEY], worker=False)
+    ids = [m.submit('t', private.refuse, mail=MAIL)[0] for _ in 'ab']
+    a, = m._lane.turn(1)
+    for o in ids: m.cancel(o, f'{MAIL} asked for it')
+    a.stop = None; m._lane.start(a); m._lane.end(a, call(a.task, a.claim, a), .1); m._lane.turn(0)
+    assert not in_files(t.dir)
+    run,wait = [m.get_job(o) for o in ids]
+    assert (run.status, wait.status, wait.error_log)==('cancelled', 'cancelled', f'{MAIL} asked for it')
+    assert run.error_log.startswith(f'Asked to end: {MAIL} asked for it\nTraceback') and m.explain(run.id).endswith(f'{MAIL} asked for it')
 
 def test_kill_9_with_keys(t):
     "P1, P2: a sealed job whose process dies runs again"

@@ -25,7 +25,7 @@ rt = app.route
 @tenants.task(name='primes')                    # a name of its own: the function may be moved
 def primes(n:int, job:JobContext):
     "Work that keeps a processor busy, and so is kept away from the web server"
-    found = []
+    found:list[int] = []
     for i in range(2, n):
         if all(i%p for p in found): found.append(i)
         if i%100==0: job.check(); job.progress(i, n)

@@ -6,7 +6,7 @@
 __all__ = ['ENGINES', 'Engine', 'LocalEngine', 'engine']
 
 # %% ../../nbs/engines/00_engine.ipynb #8248c3c4
-import threading, time
+import os, threading, time, weakref
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.basics import patch
 from importlib import import_module
@@ -14,6 +14,8 @@ from ..telemetry import log
 from typing import Callable
 
 # %% ../../nbs/engines/00_engine.ipynb #a2b98618
+_engines = weakref.WeakSet()    # see Forks
+
 class Engine:
     "A doorbell that workers on other machines hear; a subclass says how in `_send` and `serve`"
     def __init__(self,
@@ -25,7 +27,8 @@ class Engine:
             if not isinstance(v, int) or v<1: raise ValueError(f'{k} must be an int of at least 1, not {v!r}')
         self.width,self.most,self.clock = width,most,clock
         self.failures,self.again_s,self.stopping = 0,5.,threading.Event()     # times in a row that sending failed; when to try again what could not be drained
-        self._rings,self._sending,self._cond,self._ringer = {},False,threading.Condition(),None
+        self._forked()
+        _engines.add(self)
     def __repr__(self): return f'{type(self).__name__}(width={self.width})'
 
 # %% ../../nbs/engines/00_engine.ipynb #8ef9482b
@@ -43,6 +46,14 @@ def ring(self:Engine,
             self._ringer = threading.Thread(target=self._rings_on, name='fh_saas-ringer', daemon=True)
             self._ringer.start()
         self._cond.notify_all()
+
+# %% ../../nbs/engines/00_engine.ipynb #c0466fb3
+@patch
+def _forked(self:Engine): self._rings,self._sending,self._cond,self._ringer = {},False,threading.Condition(),None
+
+def _after_fork():
+    for o in list(_engines): o._forked()
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
 # %% ../../nbs/engines/00_engine.ipynb #f51b4004
 @patch

@@ -6,11 +6,11 @@
 __all__ = ['TASK', 'HELD_S', 'ProcrastinateEngine']
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #3f395302
-import asyncio, threading, time
+import asyncio, json, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fastcore.basics import patch
-from .postgres import ALIVE, Engine, PgEngine
+from .postgres import ALIVE, WATCH, Engine, PgEngine
 from ..telemetry import log
 from typing import Callable
 
@@ -22,7 +22,7 @@ try:
 except ImportError as e: raise ImportError("the Procrastinate engine needs procrastinate, which is not installed: pip install 'fh-saas[procrastinate]'") from e
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #920a6b26
-TASK,HELD_S = 'fh_saas.drain',30.
+TASK,HELD_S = 'fh_saas.drain',15.
 
 class ProcrastinateEngine(PgEngine):
     "Rings for tenants through Procrastinate's jobs"
@@ -41,13 +41,15 @@ class ProcrastinateEngine(PgEngine):
 _LATER = """update procrastinate_jobs set scheduled_at=now()+make_interval(secs=>%s) where queueing_lock=%s and status='todo'
     and (id=%s or scheduled_at>now()+make_interval(secs=>%s))"""
 
+_THERE = "select 1 from pg_class where relname='procrastinate_jobs' and pg_table_is_visible(oid)"      # to_regclass may remember, within a transaction, that there was none
+
 @patch
 def _make(self:ProcrastinateEngine):
     c = self._conn
     if c.execute("select to_regclass('procrastinate_jobs')").fetchone()[0] is None:
         with c.transaction():
             c.execute('select pg_advisory_xact_lock(1718121472, 10)')                 # two that make it at once
-            if c.execute("select to_regclass('procrastinate_jobs')").fetchone()[0] is None: c.execute(self._said.schema_manager.get_schema())
+            if not c.execute(_THERE).fetchall(): c.execute(self._said.schema_manager.get_schema())
     self._made = True
 
 @patch
@@ -66,7 +68,7 @@ def _defer(self:ProcrastinateEngine, c, tenant, wait=0.):
 def _send(self:ProcrastinateEngine, rings):
     for tenant,at in rings.items():
         with self._open() as c, c.transaction():
-            c.execute('set local synchronous_commit=off')
+            c.execute("set local synchronous_commit=off; set local lock_timeout='5s'; set local idle_in_transaction_session_timeout='5s'")
             self._defer(c, tenant, self._waits(at))
 
 @patch
@@ -76,9 +78,20 @@ def ring_in(self:ProcrastinateEngine,
 ):
     """Ring as a part of the transaction that submits the job, where the host's database is the tenant's too. Ring once more after the commit,
     because a worker may be looking just now. Transactions that ring for the same tenant wait for each other"""
+    conn.execute(*self.ring_sql(tenant))
+
+_RING_IN = """insert into procrastinate_jobs(queue_name, task_name, queueing_lock, args) select %s,%s,%s,%s::jsonb
+    where not exists(select 1 from procrastinate_jobs where queueing_lock=%s and status='todo') on conflict do nothing"""
+
+@patch
+def ring_sql(self:ProcrastinateEngine,
+    tenant:str, # Has work once that is committed
+)->tuple: # The statement and its values
+    "What `ring_in` does, to be made a part of another statement. Procrastinate's own would end the transaction if it is enqueued already"
     if not self._made:
         with self._open(): pass
-    self._defer(conn, tenant)
+    lock = f'fh_saas:{tenant}'
+    return _RING_IN,(self.queue, TASK, lock, json.dumps(dict(tenant=tenant)), lock)
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #e05e214d
 @patch
@@ -108,12 +121,16 @@ def _one(self:ProcrastinateEngine, drain, tenant):
     except (procrastinate.exceptions.ProcrastinateException, psycopg.Error): self.ring(tenant, at)
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #54a2aec9
+async def _watch(conn):
+    await conn.execute(WATCH)
+    await conn.commit()
+
 @patch
 async def _works(self:ProcrastinateEngine, drain, ex):
     "Procrastinate's worker, until `stop` or until it has lost the server"
     with self._open(): pass                                     # the tables
     run = lambda f, *a: self._loop.run_in_executor(ex, f, *a)
-    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=self.url, min_size=1, max_size=4, timeout=10, kwargs=dict(ALIVE)))
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=self.url, min_size=1, max_size=4, timeout=10, kwargs=dict(ALIVE), configure=_watch))
     @app.task(name=TASK, queue=self.queue, retry=False)
     async def ring(tenant): await run(self._one, drain, tenant)
     async with app.open_async():
@@ -129,7 +146,7 @@ async def _works(self:ProcrastinateEngine, drain, ex):
 @patch
 async def _cares(self:ProcrastinateEngine, app, run):
     while True:
-        await asyncio.sleep(self.take_s/3)
+        await asyncio.sleep(self.take_s/10)
         await app.job_manager.prune_stalled_workers(self.take_s)
         for j in await app.job_manager.get_stalled_jobs(queue=self.queue, seconds_since_heartbeat=self.take_s):
             await run(self._send, {j.task_kwargs['tenant']:0.})

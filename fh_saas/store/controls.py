@@ -11,6 +11,7 @@ __all__ = ['ASKED', 'read_controls', 'set_control', 'gate_and_controls', 'hold',
 import msgspec
 from ..ids import from_iso, to_iso
 from .base import HELD
+from typing import Callable
 
 # %% ../../nbs/store/08_controls.ipynb #f34104fb
 def read_controls(
@@ -215,14 +216,15 @@ def cancel(
     ids:list, # Job ids
     now:str, # The time
     why:str, # For the error_log
+    text:Callable=str, # Gives a text as it is to be stored
 )->tuple: # (ids that were cancelled at once, ids that run and were asked to end)
     "Cancel jobs, whatever they are doing"
     js = msgspec.json.encode(ids).decode()
     gone = c.execute("""update tenant_jobs set status='cancelled', ready=null, run_at=null, held=null, cancel_at=?1, completed_at=?1,
-        error_log=coalesce(rtrim(error_log,char(10))||char(10),'')||?2 where id in (select value from json_each(?3)) and status='pending' returning id""", (now, why, js)).fetchall()
+        error_log=coalesce(rtrim(error_log,char(10))||char(10),'')||?2 where id in (select value from json_each(?3)) and status='pending' returning id""", (now, text(why), js)).fetchall()
     asked = c.execute("""update tenant_jobs set cancel_at=coalesce(cancel_at,?1), error_log=iif(cancel_at is null and ?2 is not null,
         coalesce(rtrim(error_log,char(10))||char(10),'')||?2, error_log) where id in (select value from json_each(?3)) and status='running' returning id""",
-        (now, None if why=='Cancelled' else ASKED+why, js)).fetchall()
+        (now, None if why=='Cancelled' else text(ASKED+why), js)).fetchall()
     return [o for o, in gone],[o for o, in asked]
 
 def asked(

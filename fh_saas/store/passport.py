@@ -24,9 +24,9 @@ def passport(
     store:SqliteStore, # An open file
 )->Passport:
     "Read a file's passport"
-    rows = store.read("select key,value from tenant_meta union all select 'mark',coalesce(sum(attempts),0) from tenant_usage")
+    rows = store.read("select key,value from tenant_meta union all select 'mark',cast(coalesce(sum(attempts),0) as text) from tenant_usage")
     m = dict(rows)
-    return Passport(m.get('identity'), int(m.get('epoch', 0)), m.get('place'), m.get('gate'), m['mark'])
+    return Passport(m.get('identity'), int(m.get('epoch', 0)), m.get('place'), m.get('gate'), int(m['mark']))
 
 def stamp(
     store:SqliteStore, # An open file
@@ -85,5 +85,6 @@ def unseal(
 def sealed(
     store:SqliteStore, # An open file
 )->bool:
-    "Whether the tenant has left this file"
+    "Whether the tenant has left this file; what lies on a server does not leave it"
+    if store.remote: return False
     return bool(store.read("select 1 from sqlite_schema where type='trigger' and substr(name,1,?)=? limit 1", (len(_SEAL), _SEAL)))

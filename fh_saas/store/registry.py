@@ -156,6 +156,13 @@ def keep(self:Registry,
     return os.path.relpath(p, home) if p.startswith(home+os.sep) else p
 
 @patch
+def place(self:Registry,
+    path:str, # A tenant's database, in full
+)->str:
+    "What its passport calls the place: a file must not be found elsewhere"
+    return path
+
+@patch
 def full(self:Registry,
     path:str, # As it stands in the table
 )->str: # Absolute

@@ -1,4 +1,4 @@
-"python -m tests.chaos --minutes 30 [--only state,points,power,soak]: the long form. Ends with 1 if anything did not hold, and says how to replay it"
+"python -m tests.chaos --minutes 30 [--only state,points,power,disk,soak,…]: the long form. Ends with 1 if anything did not hold, and says how to replay it"
 import argparse, logging, random, sys, time, traceback
 
 def state(s, a):
@@ -38,6 +38,12 @@ def power(s, a):
     for k,v in got.items(): print('    {:20} {:>6,} flushes {:>8,} disks {:>6,} run to the end'.format(k, *v))
     print('power: failed before {:,} flushes of {} operations; {:,} disks were opened, {:,} of them different and run to the end, all held'.format(*(sum(o[i] for o in got.values()) if i>=0 else len(got) for i in (0, -1, 1, 2))))
 
+def disk(s, a):
+    "The disk fails"
+    from . import disk
+    logging.disable(logging.CRITICAL)            # SQLite's own words about it
+    disk.run(a.case and a.case.split(','), tell=lambda o: print('    '+o, flush=True))
+
 def versions(s, a):
     "The package of the schema before beside this one, at first in peace, then killed at random"
     from . import soak, versions
@@ -58,6 +64,7 @@ PARTS = dict(
     state=state,
     points=points,
     power=power,
+    disk=disk,
     soak=soak,
     times=times,
     versions=versions,
@@ -69,7 +76,7 @@ p = argparse.ArgumentParser(prog='python -m tests.chaos')
 p.add_argument('--minutes', type=float, default=30, help='for all parts together')
 p.add_argument('--only', default=','.join(PARTS), help='parts, with commas between')
 p.add_argument('--seed', type=int, default=None, help='replay one seed')
-p.add_argument('--case', default=None, help='of the points, or of power, with commas between')
+p.add_argument('--case', default=None, help='of points, power or disk, with commas between')
 p.add_argument('--steps', type=int, default=100, help='of one run of the state machine')
 if __name__=='__main__':
     a = p.parse_args()

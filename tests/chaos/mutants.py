@@ -5,7 +5,7 @@ import re, subprocess, sys, time
 # name: (what is run, what spoils it)
 SPOIL = '''
 import re, logging; logging.disable(50)
-from tests.chaos import machine, points, power
+from tests.chaos import disk, machine, points, power
 from fh_saas.store import sqlite as q, flow as f, controls as c, sqlite_file as sf
 from fh_saas.store.sqlite import SqliteStore
 from fh_saas import limits as l, lane as ln, context as cx, maintenance as mt
@@ -44,6 +44,13 @@ def weak(s, wait_s):
     try: return private(s, wait_s)
     finally: sf._settings = was
 sf.SqliteFile.private = weak'''),
+    'ends are forgotten when their commit fails': ("disk.calls(['run'], ('once',))", "s = ln.Lane._sick; ln.Lane._sick = lambda self, e: (self.acks.clear(), s(self, e))[1]"),
+    'the driver\'s errors come through': ("disk.calls(['cancel'], ('once',))", "sf._Use.__exit__ = lambda s, *a: s.o.lock.release()"),
+    'a file that was replaced leaves its log': ("disk.files(('open',))", "sf.SqliteFile._part = lambda self: None"),
+    'a log that was removed is not missed': ("disk.files(('open',))", '''
+i = sf.SqliteFile.__init__
+def init(self, *a, **kw): i(self, *a, **kw); self.log = None
+sf.SqliteFile.__init__ = init'''),
     'the name of a new tenant is not flushed': (POWER.format(['tenant']), "from fh_saas import check_in as ci; ci.sync_folder = lambda f: None"),
     'the name of a moved tenant is not flushed': (POWER.format(['move']), "from fh_saas import moving as mv; mv.sync_folder = lambda f: None"),
     'a cancellation and the fall of children are two commits': (POINTS.format(['cancel']), "o = SqliteStore.over; SqliteStore.over = lambda s,*a,**k: (s._c.execute('commit'), s._c.execute('begin immediate'), o(s,*a,**k)) and None"),
