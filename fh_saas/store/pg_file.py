@@ -109,7 +109,7 @@ _LOCKS = dict(main=1, flow=2, limits=3)   # who else may write · who frees chil
 
 @patch
 def lock(self:PgConn,
-    name:str, # `main`, `flow` or `limits`
+    name:str, # "main", "flow" or "limits"
 ):
     "Wait until nobody else has the lock; until the end of the transaction nobody else will"
     self.raw.execute(f'select pg_advisory_xact_lock({self._lock_key(name)})')
