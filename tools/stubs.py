@@ -8,6 +8,7 @@ root = Path(__file__).resolve().parent.parent
 NAME = 'fh_saas'
 HEAD = """from typing import Any, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager"""
+STORE = ['# mypy: disable-error-code="override, misc, attr-defined"']     # stores are of one kind by their verbs; their connections differ
 KNOWN = {'Any', 'Callable', 'AbstractAsyncContextManager', 'AbstractContextManager', 'self', 'cls'}
 
 def modules(lib):
@@ -174,7 +175,7 @@ def stubs(lib=root/NAME):
         for x in sorted(used(lines)-known):
             src = next((h for f in [m, *extra.get(m, [])] if (h := home(x, f, trees))), None)
             lines.insert(0, f'from {src} import {x}' if src and src!=m else '' if src or x in dir(builtins) else f'{x} = Any')     # a name that checkers need not know
-        out[p.relative_to(lib).with_suffix('.pyi')] = '\n'.join([HEAD, *[l for l in lines if l and not (l.endswith(': Any') and l.replace(': Any', ' = Any') in lines)]])+'\n'
+        out[p.relative_to(lib).with_suffix('.pyi')] = '\n'.join([*(STORE if '.store.' in m else ()), HEAD, *[l for l in lines if l and not (l.endswith(': Any') and l.replace(': Any', ' = Any') in lines)]])+'\n'
     return out
 
 def write(out, lib=root/NAME):
