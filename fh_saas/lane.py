@@ -207,6 +207,7 @@ def _write(self:Lane, acks):
     if used: self.store.meter(used[-1].ended[:10], len(used), sum([a.took for a in used]), sum([len(a.claim.payload or '')+len(a.result or '') for a in used]))
     return refused
 
+# %% ../nbs/11_lane.ipynb #7dc92720
 @patch
 def _return(self:Lane, back, aside):
     if back:
@@ -219,6 +220,7 @@ def _has_begun(self:Lane, c):
     a = self.hand.get(c.id)
     return a is not None and a.claim.fence==c.fence and a.began is not None
 
+# %% ../nbs/11_lane.ipynb #d818e66a
 @patch
 def _claim(self:Lane, handed, limit, only):
     now,s = self.now(),self.store
@@ -245,6 +247,7 @@ def _unpark(self:Lane, now, limit):
     if wrong := [c for c in got if not self.limits.serves(c.queue, names)]: s.release(wrong)
     return [c for c in got if c not in wrong] if wrong else got
 
+# %% ../nbs/11_lane.ipynb #ec8cd449
 @patch
 def _waits_as(self:Lane):
     "The name under which it stands in line for slots; None where nobody would serve it when its turn comes"
@@ -275,6 +278,7 @@ def _slots(self:Lane):
     fires = self.server and not (self.closing or self.writes_only) and self.known.ready()
     return self.timetable.fire(self.store._c, self.clock()) if self.timetable and (fires or self.driven) else ()
 
+# %% ../nbs/11_lane.ipynb #6bfdf575
 @patch
 def _claimable(self:Lane, limit):
     "Whether anything could be claimed; only reads"
@@ -301,6 +305,7 @@ def _look_ahead(self:Lane, at=_ASK):
     self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
                       self.limits.next_at())
 
+# %% ../nbs/11_lane.ipynb #c8055199
 @patch
 def _sick(self:Lane, e):
     self.pauses,self.failure = self.pauses+1,e

@@ -208,6 +208,7 @@ def _visit(self:Worker, lane, runner=True):
         claim = not self.todo or self.idle>0
     if not claim and lane.hungry: self.kick(lane)
 
+# %% ../nbs/15_worker.ipynb #a1530fcd
 @patch
 def _begin(self:Worker, lane):
     """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
@@ -234,6 +235,7 @@ def _offer_small(self:Worker, lane):
         except IndexError: return
         self._tickets.put(None)
 
+# %% ../nbs/15_worker.ipynb #0dee47e8
 @patch
 def _turn(self:Worker, lane, runner, claim):
     "One turn; True if there is more to claim"
@@ -257,6 +259,7 @@ def _turn(self:Worker, lane, runner, claim):
     if self.idle and len(self.line)>1 and self._next(): self._tickets.put(None)    # it is another's time now
     return full
 
+# %% ../nbs/15_worker.ipynb #24805ddc
 @patch
 def _give_way(self:Worker, t, at_most_s=.005):
     "Wait while others make turns: SQLite hands the interpreter back at each row, and our task would keep it. Gives the time"
