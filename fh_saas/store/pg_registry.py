@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import contextmanager
 from fastcore.basics import patch
 from .base import DUE, StoreError
-from .pg_file import PgConn, PgFile, PgPool, _name, _typed, pg_error, pg_version, psycopg
+from .pg_file import WATCH, PgConn, PgFile, PgPool, _name, _typed, pg_error, pg_version, psycopg
 from .pg_sql import pg_sql, quoted
 from . import postgres as _postgres
 from .postgres import PgStore, PgStoreConn
@@ -131,11 +131,7 @@ def connect(self:PgServer,
     db:str=None, # Name of the database; None for the host's
 ): # A psycopg connection
     "A new connection"
-    c = psycopg.connect(self.url, autocommit=True, **dict(connect_timeout=5, application_name='fh_saas')|(dict(dbname=db) if db else {}))
-    c.execute(_WATCH)
-    return c
-
-_WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000; '    # so that the server notices soon that a machine was cut off
+    return psycopg.connect(self.url, autocommit=True, **dict(connect_timeout=5, application_name='fh_saas')|(dict(dbname=db) if db else {}))
 
 @patch
 def pool(self:PgServer,
@@ -266,7 +262,7 @@ def lend(self:PgServer,
         except IndexError: c,old = _Lent.connect(self.url, dbname=db, connect_timeout=5, application_name='fh_saas app'),False
         try:
             c.autocommit = True
-            c.execute(_WATCH+begin)
+            c.execute(WATCH+begin)
             c.autocommit = False
             break
         except psycopg.Error:                   # the server was restarted meanwhile
