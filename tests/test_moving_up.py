@@ -1,15 +1,17 @@
 "A tenant moves from a file to a server: everything it had is there, nothing runs twice, and a move that was cut short can be ended or begun again"
-import json, os, subprocess, sys, time
+import json, os, subprocess, sys
 
 import apsw, psycopg, pytest, work
 from fh_saas.moving import TenantBusy
 from fh_saas.store.base import StoreError
 from fh_saas.store.pg_tables import OWN
-from fh_saas.tenants import Tenants
+from fh_saas.store.notes import SqliteStore
+from fh_saas.store.passport import sealed
+from fh_saas.tenants import Tenant, Tenants
 from fh_saas.utils_bgtsk import Discard, current_job, task
 from test_tenants import PRE, SUBMITS, TASKS, House, h, settled, up, worker
-from test_tenants_faults import DEFS, each_step, nothing_lost, run_all, two_run_ten_wait
-from util import env, process, run_py, stop_worker, until
+from test_tenants_faults import each_step, nothing_lost, two_run_ten_wait
+from util import env, process, stop_worker, until
 
 both = pytest.mark.parametrize('layout', ['schema', 'database'])
 
@@ -133,16 +135,16 @@ def test_server_is_away(h, pg_private, tmp_path, monkeypatch):
     a, = h.many(1, 3).values()
     there = Tenants(url := pg_private.to(pg_private.create()), worker=False, tasks=TASKS, busy_s=.5)
     try:
-        import fh_saas.moving_up as up
-        real = up._receive
+        import fh_saas.moving_up as mu
+        real = mu._receive
         def stops(*args): pg_private.stop(); return real(*args)
-        monkeypatch.setattr(up, '_receive', stops)
+        monkeypatch.setattr(mu, '_receive', stops)
         with pytest.raises(StoreError): a.move(there)
         assert a.status=='active'
         with pytest.raises(StoreError, match='refused|connection'): a.move(there)
         with pytest.raises(StoreError, match='refused|connection'): Tenants(url, worker=False, busy_s=.5)
         h.fill(a, 2); a.jobs.run_due()
-        monkeypatch.setattr(up, '_receive', real)
+        monkeypatch.setattr(mu, '_receive', real)
         pg_private.start()
         b = a.move(there)
         assert len(b.jobs.list_jobs())==5 and len(h.names())==5 and b.status=='active' and b.row.path=='t_t000'
@@ -191,47 +193,40 @@ def test_sealed_columns_stay_sealed(h, far):
 # --- cut short
 
 GO = """
-import fh_saas.moving_up as mu, fh_saas.store.pg_tables as pt
+import fh_saas.moving_up as mu
 def go(dir, n):
     a = data(dir)['t000']; both_run(dir)
-    there = Tenants(open(dir+'/url').read(), worker=False, layout=LAYOUT, tasks=[])
-    cut(n, mu.move_up, mu.has_left, mu._check, mu._place, mu._to_server, mu._fill, mu._discard, mu._receive, mu._arrive, pt.copy_up)
+    there = Tenants(URL, worker=False, layout=LAYOUT, tasks=[])
+    cut(n, FUNCS)
     a.move(there, drain_s=0, tables=['customers'])"""
 
-@both
-def test_kill_at_each_step(tmp_path, pg_server, monkeypatch, layout):
+@pytest.mark.parametrize('layout,funcs,least', [('schema', 'mu.move_up, mu._to_server, mu._discard, mu._fill, mu._receive, mu._arrive', 40), ('database', 'mu._to_server, mu._fill', 15)])
+def test_kill_at_each_step(tmp_path, far, pg, layout, funcs, least):
     "kill -9 before each line of a move with jobs in flight: the file goes on or the same call ends the move; nothing is lost, nothing runs twice"
-    monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
     seen = set()
     def prepare(h):
         two_run_ten_wait(h)
         db = apsw.Connection(str(h.dir/'data/t000.db')); db.execute("create table customers(name text); insert into customers values('Ann')"); db.close()
-        (h.dir/'url').write_text(pg_server.to(pg_server.create()))
+    there = far(tasks=TASKS)
+    def places():
+        q = 'select nspname n from pg_namespace' if layout=='schema' else 'select datname n from pg_database'
+        with psycopg.connect(pg) as c: return c.execute(f"select n from ({q}) q where n like 't\\_%'").fetchall()
     def check(h, n):
-        ts,there = h.ts(),Tenants(url := (h.dir/'url').read_text(), worker=False, layout=layout, tasks=TASKS)
-        h.opened.append(there)
+        ts = h.ts()
         status = ts.registry.get('t000').status
         seen.add(status)
-        assert status in ('active', 'moving', 'deleted'), n
-        if status=='active' and n%2: ran_here(h, ts['t000'], n)            # it goes on where it is
-        from fh_saas.tenants import Tenant
-        b = Tenant(ts, 't000').move(there, tables=['customers'])
+        if status=='active' and n%4==1:                                        # it goes on where it is
+            assert ts['t000'].jobs._lane.store.gate() is None, n
+            nothing_lost(h, ts['t000'], n)
+        b = Tenant(ts, 't000').move(there, 0., ['customers'])
         assert (b.status, list(ts), b.row.operator, b.db.q('select name from customers'))==('active', [], None, [{'name':'Ann'}]), n
-        with psycopg.connect(url) as c:
-            q = "select nspname from pg_namespace where nspname like 't\\_%'" if layout=='schema' else "select datname from pg_database where datname like 't\\_%'"
-            assert c.execute(q).fetchall()==[('t_t000',)], n
+        assert places()==[('t_t000',)], n
         nothing_lost(h, b, n)
-        db = apsw.Connection(str(h.dir/'data/t000.db'))
-        with pytest.raises(apsw.ConstraintError, match='moved'): db.execute("insert into customers values('late')")
-        db.close()
-        if layout=='database': b.delete('t000')
-        there.close(); pg_server.drop(url.rsplit('/', 1)[1])
-    each_step(tmp_path, GO.replace('LAYOUT', repr(layout)), prepare, check, 40)
+        assert sealed(s := SqliteStore(str(h.dir/'data/t000.db'))), n
+        s.close()
+        b.delete('t000')
+    each_step(tmp_path, GO.replace('LAYOUT', repr(layout)).replace('URL', repr(pg)).replace('FUNCS', funcs), prepare, check, least)
     assert seen=={'active', 'moving', 'deleted'}
-
-def ran_here(h, t, n):
-    assert t.jobs._lane.store.gate() is None, n
-    nothing_lost(h, t, n)
 
 CLI = 'import sys; sys.argv[0] = "fh_saas"; from fh_saas.cli import main; main()'
 
