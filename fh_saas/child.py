@@ -12,6 +12,7 @@ from .context import NOTE_S, Cancelled
 from .executor import call, failed
 from .store.base import Claim
 from .tasks import Task, in_process, lookup
+from collections import deque
 from importlib.util import module_from_spec, spec_from_file_location
 from queue import SimpleQueue
 from typing import Callable
@@ -26,7 +27,7 @@ class Wire:
     def __init__(self,
         sock:socket.socket, # One end of a pair
     ):
-        self.sock,self._sending,self._poll = sock,threading.Lock(),select.poll()
+        self.sock,self._sending,self._late,self._poll = sock,threading.Lock(),deque(),select.poll()
         self._poll.register(sock, select.POLLIN)
     def __repr__(self): return f'Wire({self.sock.fileno()})'
 
@@ -35,19 +36,30 @@ def send(self:Wire,
     *msg # Plain data
 ):
     "Send a message; any thread may. Raises `OSError` if nobody hears it"
-    b = msgspec.json.encode(msg)
-    with self._sending: self.sock.sendall(_LEN.pack(len(b))+b)
+    with self._sending: self.sock.sendall(_framed(msg))
+    self._flush()
 
+def _framed(msg):
+    b = msgspec.json.encode(msg)
+    return _LEN.pack(len(b))+b
+
+# %% ../nbs/14_child.ipynb #5b4a0ee7
 @patch
 def poke(self:Wire,
     *msg # Plain data
-)->bool: # Whether it was sent
-    "Send a short message if that takes no waiting. Never raises"
-    if not self._sending.acquire(blocking=False): return False
-    b = msgspec.json.encode(msg)
-    try: return bool(self.sock.send(_LEN.pack(len(b))+b, socket.MSG_DONTWAIT))
-    except OSError: return False
-    finally: self._sending.release()
+)->bool: # False if nobody hears it, or so much is unread that it does not fit
+    "Send a short message, or leave it to the thread that is sending. Does not wait, never raises"
+    self._late.append(_framed(msg))
+    return self._flush()
+
+@patch
+def _flush(self:Wire):
+    while self._late and self._sending.acquire(blocking=False):     # looked at again after the release: nobody else would see what came meanwhile
+        try:
+            while self._late: self.sock.send(self._late.popleft(), socket.MSG_DONTWAIT)
+        except OSError: return False
+        finally: self._sending.release()
+    return True
 
 # %% ../nbs/14_child.ipynb #e538f852
 @patch
