@@ -146,8 +146,7 @@ class _Use:
 
     def __enter__(self):
         o,end = self.o,time.monotonic()+self.wait_s
-        if not o.lock.acquire(timeout=max(self.wait_s, 0)):
-            raise StoreBusy(f'{o.path} was in use by another thread of this process for {self.wait_s:.2g} s')
+        if not o.lock.acquire(timeout=max(self.wait_s, 0)): raise o.busy(self.wait_s)
         o.deadline = end
         return o.conn
 
@@ -158,6 +157,12 @@ class _Use:
 
 @patch
 def use(self:_Conn, wait_s=5.): return _Use(self, wait_s)
+
+@patch
+def busy(self:_Conn, wait_s):
+    "The error for a thread that could not have the connection: what the one that has it waits for"
+    if self.waiting: return StoreBusy(f'{self.path} stayed locked by another connection for {wait_s:.2g} s')
+    return StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s: it writes much, or the disk is slow to take it')
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #2f14e333
 _graveyard = []   # connections of the parent, kept in a forked child so that nothing closes them there
@@ -472,7 +477,7 @@ def _wait(self:SqliteFile, op, wait_s):
     "Wait until `op` is done, or leads"
     try:
         if not op.woken.acquire(timeout=max(wait_s, 0)) and self._withdraw(op):
-            raise StoreBusy(f'{self.path} stayed locked for {wait_s:.2g} s')
+            raise self._writer.busy(wait_s)
     except StoreBusy: raise
     except BaseException:                    # a signal's exception while waiting: do not leave with the lead
         with self._qlock:
@@ -538,7 +543,7 @@ def _alone(self:SqliteFile, sql, row, wait_s):
     w = self._writer
     try:
         if self.inode!=_inode(self.path) or self.log!=_inode(self._log) and self.log is not None: raise self._gone()
-        if not w.lock.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s')
+        if not w.lock.acquire(timeout=max(wait_s, 0)): raise w.busy(wait_s)
         try:
             w.deadline = time.monotonic()+wait_s
             if not self._full: self._set_full(True)
