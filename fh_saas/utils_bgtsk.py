@@ -34,7 +34,7 @@ from .payload import dump_kwargs
 from .redact import Redactor, as_redactor
 from .retry import Discard, RetryIn, RetryPolicy, Snooze
 from .retention import Sweep, check_batch, keep_rules, keeps_of
-from .steps import Block, joined, lock_held, makers
+from .steps import Block, borrow, joined, lock_held, makers
 from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedules_of
 from .store.base import DUE, FINAL, HANDED, LATER, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .store.controls import cancel as _cancel
@@ -686,10 +686,10 @@ def _begin(self:Transaction):
     if self.lane.store.memory: raise RuntimeError('a :memory: database has one connection only, so it has no transaction() of its own; use a file')
     self._pin = self.manager._using()
     self.lane = self._pin.__enter__()
-    try: self._conn = self.lane.store.private(self.manager.busy_s)
+    try: self._conn,db = borrow(self.lane.store, self.manager.busy_s)
     except BaseException: self._pin.__exit__(None, None, None); raise
     self.open = True
-    return self.lane.store.as_database(self._conn)
+    return db
 
 @patch
 def _end(self:Transaction, ok):
