@@ -183,7 +183,7 @@ class SqliteFile:
         open_s:float=None, # How long to wait for them while opening; None for `wait_s`
         create:bool=True, # Whether to make a file that is missing
     ):
-        self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
+        self.path,self.wait_s,self.memory,self._reader,self._opens = path or ':memory:',wait_s,not path,None,threading.RLock()
         if path: self._log = f'{path}-wal'; _whole(path)
         self._queue,self._qlock,self._leading,self._last,self._awaited,self._seen,self._full,self._inserted = [],threading.Lock(),False,1,None,None,True,False
         self._writer = _Conn(self.path, conn if self.memory else None, create, self._opener)
@@ -312,7 +312,7 @@ def changed(self:SqliteFile)->bool:
 
 @patch
 def _open_reader(self:SqliteFile):
-    with self._writer.lock:
+    with self._opens:                                         # not the writer's lock: its commit may wait for the disk
         if self._reader: return
         r = _Conn(self.path, opener=self._opener)
         with r.use(self.wait_s) as c:
@@ -377,7 +377,8 @@ def checkpoint(self:SqliteFile):
 def close(self:SqliteFile):
     "Close both connections. Waits for whoever is using them"
     if not self.memory and self.moved(): self._part()
-    for o in (self._reader, None if self.memory else self._writer):
+    with self._opens: both = self._reader,None if self.memory else self._writer
+    for o in both:
         if o:
             with o.lock: o.conn.close()
 
