@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from functools import cache
 from itertools import groupby
 from operator import attrgetter
-from .base import StoreBusy, StoreError, StoreMoved
+from .base import Conn, StoreBusy, StoreError, StoreMoved
 from typing import Callable
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #cb5955db
@@ -323,7 +323,7 @@ def _open_reader(self:SqliteFile):
 @patch
 def private(self:SqliteFile,
     wait_s:float, # How long to wait for the lock, in seconds
-)->apsw.Connection: # Inside a transaction; for the caller to commit and close
+)->Conn: # Inside a transaction; for the caller to commit and close
     "A connection of the caller's own that holds the write lock. Raises `StoreBusy` or `StoreError`"
     p = _Conn(self.path, opener=self._opener)
     try:
@@ -336,7 +336,7 @@ def private(self:SqliteFile,
 
 @patch
 def as_database(self:SqliteFile,
-    conn:apsw.Connection, # What `private` gave
+    conn:Conn, # What `private` gave
 ): # A fastlite `Database`
     "The connection, as the app knows databases"
     from fastlite import Database
@@ -344,7 +344,7 @@ def as_database(self:SqliteFile,
 
 @patch
 def commit(self:SqliteFile,
-    conn:apsw.Connection, # What `private` gave
+    conn:Conn, # What `private` gave
 ):
     "Commit a private connection. Raises `StoreError`"
     try: conn.execute('commit')
