@@ -46,9 +46,11 @@ class StdConn:
     def config(self,
         *args, # Ignored
     ): "Nothing: `sqlite3` of Python 3.11 cannot be told"
-    def set_wal_hook(self,
-        f:Callable, # Ignored
-    ): "Nothing: SQLite copies the log by itself"
+    def status(self,
+        what:int, # Ignored
+    )->tuple: # (0, 0)
+        "Nothing is known: SQLite copies the log by itself"
+        return 0,0
 
 # %% ../../nbs/store/23_std_sqlite.ipynb #367c1aa2
 def _error(e):
