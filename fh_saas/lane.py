@@ -25,16 +25,18 @@ from typing import Callable
 # %% ../nbs/11_lane.ipynb #23485e00
 class Attempt:
     "A claim with its task, from the claim to the commit of its end"
-    slot = began = handle = ended = result = ack = None   # `ack` stays None for a plain success
-    job = over = None                        # its `JobContext`, if it was asked for; its end, if its own transaction wrote that
-    took,late = 0.,False                     # `late`: its time was up, and it was ended without its thread
-    stop = token = None                      # `cancelled` or `timeout` once it is to end; see Worker
+    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job','stop','token','late','over')
     def __init__(self,
         claim:Claim, # The job in hand
         task:Task, # What it runs
         lane:'Lane', # Its database
         claimed_at:float, # When it was claimed, seconds of `time.monotonic()`
-    ): self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
+    ):
+        self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
+        self.slot = self.began = self.handle = self.ended = self.result = self.ack = None   # `ack` stays None for a plain success
+        self.job = self.over = None                                # its `JobContext`, if it was asked for; its end, if its own transaction wrote that
+        self.took,self.late = 0.,False         # `late`: its time was up, and it was ended without its thread
+        self.stop = self.token = None          # `cancelled` or `timeout` once it is to end; see Worker
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
 
 # %% ../nbs/11_lane.ipynb #2235f210

@@ -201,7 +201,8 @@ def _prepare(self:SqliteFile, c):
 
 def _settings(c):
     "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory"
-    c.execute(f'pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory; pragma wal_autocheckpoint={CHECKPOINT_MUST}').fetchall()
+    c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall()
+    c.wal_autocheckpoint(CHECKPOINT_MUST)
 
 def _rollback(c):
     if c.in_transaction: c.execute('rollback')
