@@ -102,7 +102,7 @@ def _load(module, file):
     try: spec.loader.exec_module(m)
     except BaseException: del sys.modules[module]; raise
 
-# %% ../nbs/14_child.ipynb #1de5ef70
+# %% ../nbs/14_child.ipynb #93613c3c
 class Stand:
     "Stands for the parent's `Attempt` in the child"
     def __init__(self,
@@ -115,12 +115,25 @@ class Stand:
         self._lane,self._over = None,threading.Event()
     def __repr__(self): return f'Stand({self.task.name}, {self.claim.id})'
 
-    @property
-    def lane(self):
-        "The job's database, opened when it is first asked for. Raises `RuntimeError` for `:memory:`, `StoreError`"
-        if self._lane is None: self._lane = self._open()
-        return self._lane
+# %% ../nbs/14_child.ipynb #1de5ef70
+@patch
+def _pace(self:Stand, lane):
+    while not self._over.wait(NOTE_S):
+        if lane.notes: lane.soon()
 
+@patch
+def close(self:Stand)->dict: # What the parent needs to know of its end: whether it had steps, and how a `transaction()` completed it
+    "Write what the job has said last, and close its database"
+    self._over.set()
+    if (lane := self._lane) is None: return {}
+    if job := self.job: job.ending = True
+    if lane.notes:
+        with lane.turning: lane.turn(0)
+    lane.close_idle()
+    o = self.over
+    return dict(stepped=bool(job and job.stepped), over=o and [o.ended, o.result, o.took])
+
+# %% ../nbs/14_child.ipynb #94b4ef22
 @patch
 def _open(self:Stand):
     from fh_saas.lane import open_lane
@@ -141,22 +154,11 @@ def _guard(lane, keys, patterns):
     if keys: protect(lane.store, Keys(*keys))
     if patterns is not None: lane.hide = Redactor(*patterns)
 
-@patch
-def _pace(self:Stand, lane):
-    while not self._over.wait(NOTE_S):
-        if lane.notes: lane.soon()
-
-@patch
-def close(self:Stand)->dict: # What the parent needs to know of its end: whether it had steps, and how a `transaction()` completed it
-    "Write what the job has said last, and close its database"
-    self._over.set()
-    if (lane := self._lane) is None: return {}
-    if job := self.job: job.ending = True
-    if lane.notes:
-        with lane.turning: lane.turn(0)
-    lane.close_idle()
-    o = self.over
-    return dict(stepped=bool(job and job.stepped), over=o and [o.ended, o.result, o.took])
+@patch(as_prop=True)
+def lane(self:Stand):
+    "The job's database, opened when it is first asked for. Raises `RuntimeError` for `:memory:`, `StoreError`"
+    if self._lane is None: self._lane = self._open()
+    return self._lane
 
 # %% ../nbs/14_child.ipynb #469dad3f
 class Parent:

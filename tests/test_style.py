@@ -12,7 +12,7 @@ layers = [
     ('pure', 'retry cron payload telemetry ids options tasks redact'),
     ('storage', 'presence slots keys store'),
     ('running', """context around logs steps executor events child children limits lane databases maintenance waiting retention shares async_pool worker explain
-        lane_pool check_in moving engines"""),
+        lane_pool check_in moving moving_up engines"""),
     ('API', 'utils_bgtsk flow scheduler rollout tenants'),
     ('edges', 'job_streams charts guard board pages job_pages tenant_pages control_pages components dashboard cli_frame cli_jobs cli_tenants cli_doctor cli demo testing pytest_plugin prometheus otel')]
 rank = {m:i for i,(_,ms) in enumerate(layers) for m in ms.split()}
@@ -85,6 +85,12 @@ def test_every_module_has_a_layer():
 def test_imports_point_down(nm):
     up = [d for d in inner[nm] if top(d) in rank and rank[top(d)]>rank.get(top(nm), 99)]
     assert not up, f'{nm} ({layers[rank[top(nm)]][0]}) imports from above: {up}'
+
+@pytest.mark.parametrize('nm', sources)
+def test_imports_are_relative(nm):
+    "Those inside functions stay absolute: a notebook, which is no package, runs them too"
+    full = [ast.unparse(o) for o in ast.parse(sources[nm].read_text(encoding='utf-8')).body if isinstance(o, ast.ImportFrom) and not o.level and top(o.module)=='fh_saas']
+    assert not full, f'nbdev makes an import relative where it stands on one line: write two instead of one over two lines: {full}'
 
 def test_no_import_cycles():
     def walk(nm, seen):
