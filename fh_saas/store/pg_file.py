@@ -11,7 +11,7 @@ import os, re, socket, threading, time
 from collections import deque
 from contextlib import contextmanager
 from fastcore.basics import patch
-from .base import StoreBusy, StoreError
+from .base import Conn, StoreBusy, StoreError
 from .pg_sql import in_schema, pg_sql, quoted
 from .sqlite_file import ADDED, COLUMNS, SCHEMA, VERSION
 from typing import Callable
@@ -472,14 +472,14 @@ def _lend(self:PgFile):
 
 @patch
 def as_database(self:PgFile,
-    conn:PgConn, # What `private` gave
+    conn:Conn, # What `private` gave
 ): # A fastsql `Database`, or the connection where the store was not made from one
     "The connection, as the app knows databases"
     return self.app.database(conn) if self.app else conn
 
 @patch
 def commit(self:PgFile,
-    conn:PgConn, # What `private` gave
+    conn:Conn, # What `private` gave
 ):
     "Commit a private connection. Raises `StoreError`"
     try: conn.commit()

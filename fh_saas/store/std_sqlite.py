@@ -9,7 +9,7 @@ __all__ = ['StdConn', 'std_connect', 'StdStore']
 import apsw, re, sqlite3, time
 from urllib.parse import quote
 from fastcore.basics import patch
-from .base import StoreError
+from .base import Conn, StoreError
 from .notes import SqliteStore
 from .sqlite_file import store_error
 from typing import Callable
@@ -152,7 +152,7 @@ class StdStore(SqliteStore):
         raw.execute(f'pragma busy_timeout={int(wait_s*1000)}')
         return c
     def as_database(self,
-        conn:StdConn, # What `private` gave
+        conn:Conn, # What `private` gave
     ): # A fastsql `Database`
         "The connection, as the app knows databases"
         return self.app.database(conn)
