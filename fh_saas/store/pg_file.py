@@ -290,7 +290,7 @@ class _Writer:
 
 class PgFile:
     "A database of a server, with the calls of `SqliteFile`"
-    memory,remote,wal_pages,inode,lease_s,conn_type,app = False,True,0,None,15.,PgConn,None
+    memory,remote,inode,lease_s,conn_type,app = False,True,None,15.,PgConn,None
     def __init__(self,
         connect:Callable, # Gives a new connection of the driver's; or the URL of the database; or a `PgPool`
         name:str=None, # What it is called in messages; None for the URL without its password

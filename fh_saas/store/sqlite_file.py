@@ -192,8 +192,7 @@ class SqliteFile:
         except BaseException:
             if not self.memory: self._writer.conn.close()
             raise
-        self.wal_pages,self.inode,self.log = 0,*((None, None) if self.memory else (_inode(self.path), _inode(self._log)))
-        if not self.memory: self._writer.conn.set_wal_hook(self._grown)
+        self._copied,self.inode,self.log = 0,*((None, None) if self.memory else (_inode(self.path), _inode(self._log)))
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #90f6e1de
 @patch
@@ -213,6 +212,7 @@ def _prepare(self:SqliteFile, c):
 def _settings(c):
     "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory"
     c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall()
+    c.wal_autocheckpoint(CHECKPOINT_MUST)
 
 def _rollback(c):
     if c.in_transaction: c.execute('rollback')
@@ -354,23 +354,21 @@ def commit(self:SqliteFile,
 CHECKPOINT,CHECKPOINT_MUST = 600,1500   # pages in the log at which the sweep copies them, and at which a commit does
 
 @patch
-def _grown(self:SqliteFile, conn, name, pages):
-    "Called by SQLite after each commit with the length of the log"
-    self.wal_pages = pages
-    if pages>=CHECKPOINT_MUST:
-        try: conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except apsw.Error: pass       # somebody else is at it; an error here would make a commit that was done look failed
-    return apsw.SQLITE_OK
+def _written(self:SqliteFile):
+    "Pages that this process has added to the log so far; None if a commit is under way"
+    if not self._writer.lock.acquire(blocking=False): return None
+    try: return self._writer.conn.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
+    finally: self._writer.lock.release()
 
 @patch
 def checkpoint(self:SqliteFile):
     "Copy the log into the file if it has grown long. Commits go on meanwhile. Raises `StoreError`"
-    if self.wal_pages<CHECKPOINT: return
+    if self.memory or (n := self._written()) is None or n-self._copied<CHECKPOINT: return
     if self._reader is None: self._open_reader()
     try:
         with self._reader.use(.1) as c: c.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
     except StoreBusy: return      # another process is at it
-    self.wal_pages = 0
+    self._copied = n
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #a0935575
 @patch

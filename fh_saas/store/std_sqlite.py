@@ -46,9 +46,16 @@ class StdConn:
     def config(self,
         *args, # Ignored
     ): "Nothing: `sqlite3` of Python 3.11 cannot be told"
-    def set_wal_hook(self,
-        f:Callable, # Ignored
-    ): "Nothing: SQLite copies the log by itself"
+    def wal_autocheckpoint(self,
+        pages:int, # So long may the log be
+    ):
+        "Have the commit that makes the log longer copy it"
+        self.raw.execute(f'pragma wal_autocheckpoint={pages:d}').fetchall()
+    def status(self,
+        what:int, # Ignored
+    )->tuple: # (0, 0)
+        "Nothing: `sqlite3` does not tell how long the log is, so a commit copies it and never the sweep"
+        return 0,0
 
 # %% ../../nbs/store/23_std_sqlite.ipynb #367c1aa2
 def _error(e):
