@@ -419,7 +419,7 @@ def crashed(
     n,first = c.retry_count+1,'"crashed"' not in (attempts or '')
     note = f'{{"n":{n},"outcome":"crashed","at":"{now}"}}'
     if n>=c.max_retries: return Ack(c, 'failed', error=why, retry_count=n, ended_at=now, note=note)
-    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=now, ready=DUE, ended_at=now, note=note)
+    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=min(c.run_at or now, now), ready=DUE, ended_at=now, note=note)
     wait = row_backoff(c.backoff).delay(n) if c.backoff else backoff(n)
     return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, wait), ready=LATER, ended_at=now, note=note)
 
