@@ -106,8 +106,8 @@ class Given(Server):
     stop = restart = log = start
 
 class Bouncer:
-    "PgBouncer in transaction mode before a server, with few connections to it, so that two transactions of a client seldom meet the same one"
-    def __init__(self, server, size=3):
+    "PgBouncer in transaction mode before a server, with few connections to it for each database, which clients meet by turns"
+    def __init__(self, server, size=8):
         self.port,(self.how,uid),u = free_port(),unprivileged(),urlsplit(server.url)
         self.dir = Path(tempfile.mkdtemp(prefix='fh_saas_pgb_'))
         (self.dir/'users').write_text(f'"{u.username}" "{u.password or ""}"\n')
