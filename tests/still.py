@@ -1,10 +1,12 @@
 """Whether the machine stood still: a virtual one is stopped by its host now and then, for up to a minute. A watcher in a process of its own, which
 does nothing else, notes when it was not woken; no test can be the cause of that"""
-import subprocess, sys, tempfile, time
+import os, subprocess, sys, tempfile, time
 
 STILL_S = 2.    # a machine that is merely busy wakes a process that slept in a fraction of that
 WATCH = f'''
-import select, sys, time
+import os, select, sys, time
+if os.fork(): os._exit(0)      # nobody's child, since tests count theirs
+print(os.getpid(), flush=True)
 t = time.monotonic()
 while not select.select([0], [], [], .1)[0]:
     last,t = t,time.monotonic()
@@ -13,11 +15,14 @@ while not select.select([0], [], [], .1)[0]:
 class Watch:
     "Starts the watcher, which ends with this process"
     def __init__(self):
-        self.out = tempfile.TemporaryFile('w+')
-        self.p = subprocess.Popen([sys.executable, '-I', '-S', '-c', WATCH], stdin=subprocess.PIPE, stdout=self.out)
+        self.out,(end,self.life) = tempfile.TemporaryFile('w+'),os.pipe()
+        subprocess.run([sys.executable, '-I', '-S', '-c', WATCH], stdin=end, stdout=self.out, check=True)
+        os.close(end)
+    def lines(self):
+        self.out.seek(0)
+        return self.out.read().splitlines()
     def stood(self, since):
         "For how many seconds it stood still, since that time of the monotonic clock"
         time.sleep(.3)      # it is woken too
-        self.out.seek(0)
-        return sum(b-max(a, since) for a,b in (map(float, o.split()) for o in self.out) if b>since)
-    def close(self): self.p.stdin.close(); self.p.wait(); self.out.close()
+        return sum(b-max(a, since) for a,b in (map(float, o.split()) for o in self.lines()[1:]) if b>since)
+    def close(self): os.close(self.life); self.out.close()

@@ -2,20 +2,20 @@
 import os, re, signal, subprocess, sys, time
 
 from still import STILL_S, Watch
+from test_pg import gone
 from util import root, until
 
 def test_noticed():
     w = Watch()
-    try:
-        began = time.monotonic()
-        assert not w.stood(began)
-        w.p.send_signal(signal.SIGSTOP)      # as the host does to the whole machine
-        time.sleep(STILL_S+.2)
-        w.p.send_signal(signal.SIGCONT)
-        until(lambda: w.stood(began)>STILL_S)
-        assert not w.stood(time.monotonic())
-    finally: w.close()
-    assert w.p.returncode==0
+    pid = int(until(w.lines)[0])
+    began = time.monotonic()
+    assert not w.stood(began)
+    os.kill(pid, signal.SIGSTOP)      # as the host does to the whole machine
+    time.sleep(STILL_S+.2)
+    os.kill(pid, signal.SIGCONT)
+    until(lambda: w.stood(began)>STILL_S)
+    w.close()
+    until(lambda: gone(pid))
 
 FAILS = '''
 import pytest
