@@ -29,18 +29,6 @@ class AsyncPool:
 
 # %% ../nbs/14_async_pool.ipynb #9b67085b
 @patch
-def add(self:AsyncPool,
-    attempts:list, # Claimed `Attempt`s of async tasks
-):
-    "Run them as soon as there is room. Safe from any thread"
-    self.waiting.extend(attempts)
-    with self._lock:
-        if self.loop is None:
-            self.loop = asyncio.new_event_loop()
-            threading.Thread(target=self._run, name='fh_saas-loop', daemon=True).start()
-    self._soon(self._pump_soon)
-
-@patch
 def _soon(self:AsyncPool, f):
     try: self.loop.call_soon_threadsafe(f)
     except (AttributeError, RuntimeError): pass     # never started, or closed: the process is ending
@@ -53,36 +41,17 @@ def _run(self:AsyncPool):
         except BaseException: log.exception('a task broke off the loop of async tasks, which goes on')
 
 # %% ../nbs/14_async_pool.ipynb #d1f65412
-ROUND_S,GIVE_WAY = .004,10   # how long a runner may go on before ends are handed over; how often a new one waits half a ms for SQL
+@patch
+def _over(self:AsyncPool, a, _=None):
+    if not self._lanes: self.loop.call_soon(self._tell)
+    self._lanes.add(a.lane)
 
 @patch
-def _pump_soon(self:AsyncPool):
-    if not self._pumping: self._pumping = True; self.loop.call_soon(self._pump)
+def _tell(self:AsyncPool):
+    lanes,self._lanes = self._lanes,set()
+    for o in lanes: self.ended(o)
 
-@patch
-def _pump(self:AsyncPool):
-    "Start a runner, if there is anything to run and room for it"
-    if self.waiting and len(self.running)<self.width:
-        if self._held<GIVE_WAY and self.busy():
-            self._held += 1
-            return self.loop.call_later(.0005, self._pump)
-        self.loop.create_task(self._runner(), context=Context())
-    self._pumping,self._held = False,0
-
-@patch
-async def _runner(self:AsyncPool):
-    me,t = asyncio.current_task(),time.monotonic()
-    end = t+ROUND_S
-    while self.waiting and len(self.running)<self.width:
-        try: a = self.waiting.popleft()
-        except IndexError: break
-        if a.stop: self._over(a, a.lane.back.append(a.claim)); continue      # cancelled before it began
-        if self.waiting: self._pump_soon()         # its turn comes when this job waits
-        self.running.add(a)
-        t = await self._attempt(a, me)
-        if t>end or me.cancelling() or len(copy_context())>1: break
-    if self.waiting: self._pump_soon()
-
+# %% ../nbs/14_async_pool.ipynb #3a559856
 @patch
 async def _attempt(self:AsyncPool, a, me):
     a.handle = me
@@ -103,15 +72,52 @@ def _late(self:AsyncPool, a):
     "Its time is up"
     if a in self.running: a.stop = a.stop or 'timeout'; a.handle.cancel()
 
-@patch
-def _over(self:AsyncPool, a, _=None):
-    if not self._lanes: self.loop.call_soon(self._tell)
-    self._lanes.add(a.lane)
+# %% ../nbs/14_async_pool.ipynb #4b11debe
+ROUND_S = .004      # how long a runner may go on before ends are handed over
 
 @patch
-def _tell(self:AsyncPool):
-    lanes,self._lanes = self._lanes,set()
-    for o in lanes: self.ended(o)
+async def _runner(self:AsyncPool):
+    me,t = asyncio.current_task(),time.monotonic()
+    end = t+ROUND_S
+    while self.waiting and len(self.running)<self.width:
+        try: a = self.waiting.popleft()
+        except IndexError: break
+        if a.stop: self._over(a, a.lane.back.append(a.claim)); continue      # cancelled before it began
+        if self.waiting: self._pump_soon()         # its turn comes when this job waits
+        self.running.add(a)
+        t = await self._attempt(a, me)
+        if t>end or me.cancelling() or len(copy_context())>1: break
+    if self.waiting: self._pump_soon()
+
+# %% ../nbs/14_async_pool.ipynb #8e011fda
+GIVE_WAY = 10       # how often a new runner waits half a ms for SQL
+
+@patch
+def _pump_soon(self:AsyncPool):
+    if not self._pumping: self._pumping = True; self.loop.call_soon(self._pump)
+
+@patch
+def _pump(self:AsyncPool):
+    "Start a runner, if there is anything to run and room for it"
+    if self.waiting and len(self.running)<self.width:
+        if self._held<GIVE_WAY and self.busy():
+            self._held += 1
+            return self.loop.call_later(.0005, self._pump)
+        self.loop.create_task(self._runner(), context=Context())
+    self._pumping,self._held = False,0
+
+# %% ../nbs/14_async_pool.ipynb #d6ff401f
+@patch
+def add(self:AsyncPool,
+    attempts:list, # Claimed `Attempt`s of async tasks
+):
+    "Run them as soon as there is room. Safe from any thread"
+    self.waiting.extend(attempts)
+    with self._lock:
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
+            threading.Thread(target=self._run, name='fh_saas-loop', daemon=True).start()
+    self._soon(self._pump_soon)
 
 # %% ../nbs/14_async_pool.ipynb #308033c5
 @patch

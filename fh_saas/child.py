@@ -12,6 +12,7 @@ from .context import NOTE_S, Cancelled
 from .executor import call, failed
 from .store.base import Claim
 from .tasks import Task, in_process, lookup
+from collections import deque
 from importlib.util import module_from_spec, spec_from_file_location
 from queue import SimpleQueue
 from typing import Callable
@@ -26,7 +27,7 @@ class Wire:
     def __init__(self,
         sock:socket.socket, # One end of a pair
     ):
-        self.sock,self._sending,self._poll = sock,threading.Lock(),select.poll()
+        self.sock,self._sending,self._late,self._poll = sock,threading.Lock(),deque(),select.poll()
         self._poll.register(sock, select.POLLIN)
     def __repr__(self): return f'Wire({self.sock.fileno()})'
 
@@ -35,19 +36,30 @@ def send(self:Wire,
     *msg # Plain data
 ):
     "Send a message; any thread may. Raises `OSError` if nobody hears it"
-    b = msgspec.json.encode(msg)
-    with self._sending: self.sock.sendall(_LEN.pack(len(b))+b)
+    with self._sending: self.sock.sendall(_framed(msg))
+    self._flush()
 
+def _framed(msg):
+    b = msgspec.json.encode(msg)
+    return _LEN.pack(len(b))+b
+
+# %% ../nbs/14_child.ipynb #5b4a0ee7
 @patch
 def poke(self:Wire,
     *msg # Plain data
-)->bool: # Whether it was sent
-    "Send a short message if that takes no waiting. Never raises"
-    if not self._sending.acquire(blocking=False): return False
-    b = msgspec.json.encode(msg)
-    try: return bool(self.sock.send(_LEN.pack(len(b))+b, socket.MSG_DONTWAIT))
-    except OSError: return False
-    finally: self._sending.release()
+)->bool: # False if nobody hears it, or so much is unread that it does not fit
+    "Send a short message, or leave it to the thread that is sending. Does not wait, never raises"
+    self._late.append(_framed(msg))
+    return self._flush()
+
+@patch
+def _flush(self:Wire):
+    while self._late and self._sending.acquire(blocking=False):     # looked at again after the release: nobody else would see what came meanwhile
+        try:
+            while self._late: self.sock.send(self._late.popleft(), socket.MSG_DONTWAIT)
+        except OSError: return False
+        finally: self._sending.release()
+    return True
 
 # %% ../nbs/14_child.ipynb #e538f852
 @patch
@@ -90,7 +102,7 @@ def _load(module, file):
     try: spec.loader.exec_module(m)
     except BaseException: del sys.modules[module]; raise
 
-# %% ../nbs/14_child.ipynb #1de5ef70
+# %% ../nbs/14_child.ipynb #93613c3c
 class Stand:
     "Stands for the parent's `Attempt` in the child"
     def __init__(self,
@@ -103,12 +115,25 @@ class Stand:
         self._lane,self._over = None,threading.Event()
     def __repr__(self): return f'Stand({self.task.name}, {self.claim.id})'
 
-    @property
-    def lane(self):
-        "The job's database, opened when it is first asked for. Raises `RuntimeError` for `:memory:`, `StoreError`"
-        if self._lane is None: self._lane = self._open()
-        return self._lane
+# %% ../nbs/14_child.ipynb #1de5ef70
+@patch
+def _pace(self:Stand, lane):
+    while not self._over.wait(NOTE_S):
+        if lane.notes: lane.soon()
 
+@patch
+def close(self:Stand)->dict: # What the parent needs to know of its end: whether it had steps, and how a `transaction()` completed it
+    "Write what the job has said last, and close its database"
+    self._over.set()
+    if (lane := self._lane) is None: return {}
+    if job := self.job: job.ending = True
+    if lane.notes:
+        with lane.turning: lane.turn(0)
+    lane.close_idle()
+    o = self.over
+    return dict(stepped=bool(job and job.stepped), over=o and [o.ended, o.result, o.took])
+
+# %% ../nbs/14_child.ipynb #94b4ef22
 @patch
 def _open(self:Stand):
     from fh_saas.lane import open_lane
@@ -129,22 +154,11 @@ def _guard(lane, keys, patterns):
     if keys: protect(lane.store, Keys(*keys))
     if patterns is not None: lane.hide = Redactor(*patterns)
 
-@patch
-def _pace(self:Stand, lane):
-    while not self._over.wait(NOTE_S):
-        if lane.notes: lane.soon()
-
-@patch
-def close(self:Stand)->dict: # What the parent needs to know of its end: whether it had steps, and how a `transaction()` completed it
-    "Write what the job has said last, and close its database"
-    self._over.set()
-    if (lane := self._lane) is None: return {}
-    if job := self.job: job.ending = True
-    if lane.notes:
-        with lane.turning: lane.turn(0)
-    lane.close_idle()
-    o = self.over
-    return dict(stepped=bool(job and job.stepped), over=o and [o.ended, o.result, o.took])
+@patch(as_prop=True)
+def lane(self:Stand):
+    "The job's database, opened when it is first asked for. Raises `RuntimeError` for `:memory:`, `StoreError`"
+    if self._lane is None: self._lane = self._open()
+    return self._lane
 
 # %% ../nbs/14_child.ipynb #469dad3f
 class Parent:

@@ -12,8 +12,8 @@ from fastcore.basics import patch
 from .presence import Presence
 from .slots import slots
 from .store.base import Claim
-from fh_saas.store.controls import (any_held, count_type, counts, drop_starts, gate_and_controls, held_for, hold, let_go, next_start, note_starts, read_controls,
-    room_of_rate)
+from .store.controls import any_held, count_type, counts, drop_starts, gate_and_controls, held_for, hold, let_go, next_start, note_starts, read_controls
+from .store.controls import room_of_rate
 from .store.sqlite import SqliteStore
 from .tasks import Known, Task
 from typing import Callable

@@ -105,6 +105,12 @@ def offer(self:Ready,
         self.n += 1
         if not lane.listed: lane.listed = True; self._lanes.append(lane)
 
+# %% ../nbs/13_shares.ipynb #21301831
+@patch
+def _spare(self:Ready, lane, t):
+    "Whether the runner that is kept for newcomers is for this lane: it runs nothing, and has just come or waits for too long"
+    return not lane.nrun and (len(lane.ready)<2 and not lane.hungry or lane.ready[0].claimed_at<t-LONG_S)
+
 @patch
 def pick(self:Ready)->Attempt: # None if there is none that may run now
     "Take the next attempt; call `done` when it has ended"
@@ -121,12 +127,6 @@ def pick(self:Ready)->Attempt: # None if there is none that may run now
         self.n -= 1; self.nrun += 1; best.nrun += 1
         return best.ready.popleft()
 
-# %% ../nbs/13_shares.ipynb #21301831
-@patch
-def _spare(self:Ready, lane, t):
-    "Whether the runner that is kept for newcomers is for this lane: it runs nothing, and has just come or waits for too long"
-    return not lane.nrun and (len(lane.ready)<2 and not lane.hungry or lane.ready[0].claimed_at<t-LONG_S)
-
 @patch
 def done(self:Ready,
     a:Attempt, # What `pick` gave
@@ -134,6 +134,7 @@ def done(self:Ready,
     "The attempt has ended"
     with self._lock: self.nrun -= 1; a.lane.nrun -= 1
 
+# %% ../nbs/13_shares.ipynb #ef8f5d17
 @patch
 def take_back(self:Ready,
     lane:Lane, # Whose claims
@@ -147,6 +148,7 @@ def take_back(self:Ready,
             lane.vtime -= _cost(lane, a)            # it was charged for what it did not get to run
             self.n -= 1
 
+# %% ../nbs/13_shares.ipynb #3ba3b781
 @patch
 def forget(self:Ready,
     lane:Lane, # Has no claims that wait

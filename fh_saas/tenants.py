@@ -298,7 +298,9 @@ def _refresh(self:Tenants):
             if (e := self._pool.paths.get(path)) and e.id!=r.id: self._rename(e.id, r.id)
             if (e := self._pool.entries.get(r.id)) and e.path!=path and (db := self._dbs.get(r.id)): db.__dict__['_stale'] = True     # moved
             w,m = plans.get(r.plan, (1., None))
+            known = r.id in self._pool.entries
             e = self._pool.put(r.id, path, r.weight if r.weight is not None else w, r.max_running if r.max_running is not None else m)
+            if r.trouble and not (known and e.lane): e.why = e.why or r.trouble      # who noted it may be dead: whoever can use it takes it back
             if e.lane: e.lane.due_at = None             # its slots may be others now
             if e.sig is not None and self._pool.worker: self._pool.look(e)
 

@@ -34,7 +34,7 @@ from .payload import dump_kwargs
 from .redact import Redactor, as_redactor
 from .retry import Discard, RetryIn, RetryPolicy, Snooze
 from .retention import Sweep, check_batch, keep_rules, keeps_of
-from .steps import Block, joined, lock_held, makers
+from .steps import Block, borrow, joined, lock_held, makers
 from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedules_of
 from .store.base import DUE, FINAL, HANDED, LATER, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .store.controls import cancel as _cancel
@@ -147,6 +147,7 @@ def _meet(self:BackgroundTaskManager, tasks, module):
         known.made_by(module)
     for name,f in (tasks.items() if isinstance(tasks, dict) else ((None,f) for f in tasks or ())): known.tasks.add(f, name)
 
+# %% ../nbs/20_utils_bgtsk.ipynb #f5ff57f4
 @patch(as_prop=True)
 def _lane(self:BackgroundTaskManager):
     "The lane of this manager's database; a new one after a fork, or if the file was replaced"
@@ -176,6 +177,7 @@ def _guard(self:BackgroundTaskManager, lane):
     if self.keys: protect(lane.store, self.keys)
     if self.redact: lane.hide = self.redact
 
+# %% ../nbs/20_utils_bgtsk.ipynb #9e08e0b3
 @patch
 @contextmanager
 def _using(self:BackgroundTaskManager):
@@ -195,6 +197,7 @@ def _again(self:BackgroundTaskManager, lane):
     lane.close()
     return self._lane
 
+# %% ../nbs/20_utils_bgtsk.ipynb #7c632b0c
 @patch
 def _serve(self:BackgroundTaskManager, lane=None):
     lane = lane or self._lane
@@ -298,6 +301,7 @@ def _save_now(self:BackgroundTaskManager, jobs):
     self._drop_held([o for o,i in zip(jobs, ids) if o.id!=i])
     return ids
 
+# %% ../nbs/20_utils_bgtsk.ipynb #cbd2c8ab
 def _insert(lane, jobs, wait_s):
     return insert_unique(lane.store, jobs, lane.now(), wait_s) if any([o.unique_key for o in jobs]) else (lane.store.insert(jobs, wait_s),None)
 
@@ -323,6 +327,7 @@ def _in_write(self:BackgroundTaskManager):
     try: return conn.in_transaction and conn.txn_state('main')==apsw.mapping_txn_state['SQLITE_TXN_WRITE']
     except apsw.Error: return False    # another thread is using it at this moment
 
+# %% ../nbs/20_utils_bgtsk.ipynb #e29c8e02
 _ready = attrgetter('ready')
 
 @patch
@@ -481,25 +486,14 @@ def _over(self:BackgroundTaskManager, job_id):
 
 # %% ../nbs/20_utils_bgtsk.ipynb #d1ea7f3b
 @patch
-def _execute_with_retry(self:BackgroundTaskManager,
-    job_id:str, # The job
-    task_func:Callable=None, # The function; None for the one that the job names
-    **task_kwargs # Ignored: the row holds the arguments
-):
-    """Run one attempt of a pending job in this thread, due or not. If it fails, the job is pending again and a worker takes it
-    after 2, 4, 8 … seconds. Does nothing if the job is running elsewhere or over"""
-    with self._using() as lane:
-        with lane.store.writing(): c = None if lane.store.is_shut() else lane.store.claim_one(lane.owner, lane.now(), job_id, lane.lease())
-        if c is None: return
-        t = lane.known.of(task_func, lane.owner)[0] if task_func else lane.known.resolve(c.task, c.id)
-        if t is None:
-            with lane.store.writing(): lane.store.park([c])
-            if listening(): events.returned(lane, 'job.parked', [c])
-            return
-        lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
-        if t.limit_all or t.rate: lane.limits.by_hand(c, t)
-        self._attempt(lane, a)
+def _write_end(self:BackgroundTaskManager, lane):
+    with lane.turning: lane.turn(0)
+    if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
+    if lane.acks:                                      # not written yet: keep trying, whether or not this process runs jobs
+        lane.writes_only = lane.server is None and not self.worker
+        _w.worker(self.threads, self.async_jobs, self.drain_s).serve(lane)
 
+# %% ../nbs/20_utils_bgtsk.ipynb #9ba9004c
 @patch
 @contextmanager
 def _in_time(self:BackgroundTaskManager, a):
@@ -523,6 +517,7 @@ def _time_is_up(self:BackgroundTaskManager, a):
     _w.log.warning('job %s timed out after %g s; the call that runs it by hand goes on until the task returns', a.claim.id, a.claim.timeout_s)
     self._write_end(a.lane)
 
+# %% ../nbs/20_utils_bgtsk.ipynb #39626126
 @patch
 def _attempt(self:BackgroundTaskManager, lane, a):
     "Run an attempt here and write its end"
@@ -535,12 +530,24 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     finally: lane.byhand.discard(a)
 
 @patch
-def _write_end(self:BackgroundTaskManager, lane):
-    with lane.turning: lane.turn(0)
-    if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
-    if lane.acks:                                      # not written yet: keep trying, whether or not this process runs jobs
-        lane.writes_only = lane.server is None and not self.worker
-        _w.worker(self.threads, self.async_jobs, self.drain_s).serve(lane)
+def _execute_with_retry(self:BackgroundTaskManager,
+    job_id:str, # The job
+    task_func:Callable=None, # The function; None for the one that the job names
+    **task_kwargs # Ignored: the row holds the arguments
+):
+    """Run one attempt of a pending job in this thread, due or not. If it fails, the job is pending again and a worker takes it
+    after 2, 4, 8 … seconds. Does nothing if the job is running elsewhere or over"""
+    with self._using() as lane:
+        with lane.store.writing(): c = None if lane.store.is_shut() else lane.store.claim_one(lane.owner, lane.now(), job_id, lane.lease())
+        if c is None: return
+        t = lane.known.of(task_func, lane.owner)[0] if task_func else lane.known.resolve(c.task, c.id)
+        if t is None:
+            with lane.store.writing(): lane.store.park([c])
+            if listening(): events.returned(lane, 'job.parked', [c])
+            return
+        lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
+        if t.limit_all or t.rate: lane.limits.by_hand(c, t)
+        self._attempt(lane, a)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #be13f466
 class JobNotFound(KeyError):
@@ -679,10 +686,10 @@ def _begin(self:Transaction):
     if self.lane.store.memory: raise RuntimeError('a :memory: database has one connection only, so it has no transaction() of its own; use a file')
     self._pin = self.manager._using()
     self.lane = self._pin.__enter__()
-    try: self._conn = self.lane.store.private(self.manager.busy_s)
+    try: self._conn,db = borrow(self.lane.store, self.manager.busy_s)
     except BaseException: self._pin.__exit__(None, None, None); raise
     self.open = True
-    return self.lane.store.as_database(self._conn)
+    return db
 
 @patch
 def _end(self:Transaction, ok):
@@ -827,16 +834,6 @@ def explain(self:BackgroundTaskManager,
 
 # %% ../nbs/20_utils_bgtsk.ipynb #1fc973c0
 @patch
-def cancel(self:BackgroundTaskManager,
-    job_id:str, # The job's id
-    reason:str='Cancelled', # For its `error_log`
-)->bool: # True if it is cancelled; False if it runs and was asked to end
-    "Cancel a job. Raises `JobNotFound`, `ValueError` if it is over, `StoreError`"
-    gone,running = self._cancel_jobs([job_id] if _is_text(job_id) else [], reason)
-    if not (gone or running): raise ValueError(f'job {job_id} is {self.get_job(job_id).status}; only what waits or runs can be cancelled')
-    return bool(gone)
-
-@patch
 def _cancel_jobs(self:BackgroundTaskManager, ids, reason):
     "Cancel those that wait or run, in one commit: (ids that are cancelled, ids that were asked to end)"
     with self._using() as lane:
@@ -865,6 +862,18 @@ def _obeyed(self:BackgroundTaskManager, lane):
     "Tell those that run here at once"
     if lane.hand: lane._obey()
 
+# %% ../nbs/20_utils_bgtsk.ipynb #389a2d78
+@patch
+def cancel(self:BackgroundTaskManager,
+    job_id:str, # The job's id
+    reason:str='Cancelled', # For its `error_log`
+)->bool: # True if it is cancelled; False if it runs and was asked to end
+    "Cancel a job. Raises `JobNotFound`, `ValueError` if it is over, `StoreError`"
+    gone,running = self._cancel_jobs([job_id] if _is_text(job_id) else [], reason)
+    if not (gone or running): raise ValueError(f'job {job_id} is {self.get_job(job_id).status}; only what waits or runs can be cancelled')
+    return bool(gone)
+
+# %% ../nbs/20_utils_bgtsk.ipynb #a633a255
 @patch
 def retry(self:BackgroundTaskManager,
     job_id:str, # The job's id
@@ -887,6 +896,7 @@ def _failed_parent(self:BackgroundTaskManager, job):
     with self._using() as lane: p = next((o for o in lane.store.parents(job.id) if o['status'] in ('failed','cancelled')), None)
     return f'its parent {p["id"]} {"failed" if p["status"]=="failed" else "was cancelled"}; retry that first' if p else 'a parent of it had failed, and is no longer as it was'
 
+# %% ../nbs/20_utils_bgtsk.ipynb #6727ddda
 def _failed(job_type, error_contains, since):
     "Which failed jobs, checked, as the store takes it"
     if error_contains is not None and not _is_text(error_contains): raise TypeError(f'error_contains must be text, not {error_contains!r}')
@@ -970,6 +980,7 @@ def _cron_base(self:BackgroundTaskManager, name):
 @patch
 def _declares(self:BackgroundTaskManager, name): return name in self._crons or self._cron_base(name) is not None
 
+# %% ../nbs/20_utils_bgtsk.ipynb #04f5260e
 @patch
 def _replan(self:BackgroundTaskManager, again):
     "Have the lane look again which slot is next, here and elsewhere"

@@ -19,6 +19,14 @@ def test_each_call_to_the_disk_fails():
     "P1, P3, P8: see chaos/disk.py; an error that names the file, nothing by half, and it goes on when the disk works again"
     disk("disk.calls(['submit', 'run'], ('once', 'full'))")
 
+def test_each_statement_fails():
+    "P1, P3, P8: see chaos/disk.py; nothing is left by half, nor any lock, in the process that goes on"
+    disk("disk.calls(['submit_many', 'run', 'job_transaction'], ('statement',))")
+
+def test_a_disk_that_becomes_read_only():
+    "P1, P8: see chaos/disk.py; remounted under a running worker, an open file that takes no more writes, ext4 after an error; then all goes on"
+    disk("print(disk.readonly())")
+
 def test_a_disk_with_room_for_so_many_pages():
     "P1, P8: see chaos/disk.py; from none to as many as it needs"
     disk("disk.full(['submit', 'run'])")

@@ -588,6 +588,26 @@ def test_no_place_for_a_transaction(t):
     assert ':memory:' in m.get_job(id).error_log
     m.close()
 
+def opens(job:JobContext):
+    with job.transaction(): pass
+
+@pytest.mark.parametrize('own', [True, False])
+def test_transaction_that_cannot_begin_leaves_no_lock(t, own, monkeypatch):
+    "P8: its connection is there and holds the lock, and then the app's `Database` cannot be made: the next one need not wait"
+    m = t.look(busy_s=.5, tasks=[opens])
+    def bad(self, conn): raise RuntimeError('no Database')
+    monkeypatch.setattr(type(m._lane.store), 'as_database', bad)
+    if own:
+        m.submit('a', opens, max_retries=1)
+        m.run_due()
+        assert 'no Database' in m.list_jobs()[0].error_log
+    else:
+        with pytest.raises(RuntimeError, match='no Database'):
+            with m.transaction(): pass
+    monkeypatch.undo()
+    with m.transaction(): m.submit('b', opens)
+    assert m.run_due()==1 and m.list_jobs('b')[0].status=='completed'
+
 @pytest.mark.on_sqlite('locks the file')
 def test_transaction_meets_a_lock(t):
     "A file that stays locked is a failed attempt, not a lost job"

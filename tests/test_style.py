@@ -86,6 +86,12 @@ def test_imports_point_down(nm):
     up = [d for d in inner[nm] if top(d) in rank and rank[top(d)]>rank.get(top(nm), 99)]
     assert not up, f'{nm} ({layers[rank[top(nm)]][0]}) imports from above: {up}'
 
+@pytest.mark.parametrize('nm', sources)
+def test_imports_are_relative(nm):
+    "Those inside functions stay absolute: a notebook, which is no package, runs them too"
+    full = [ast.unparse(o) for o in ast.parse(sources[nm].read_text(encoding='utf-8')).body if isinstance(o, ast.ImportFrom) and not o.level and top(o.module)=='fh_saas']
+    assert not full, f'nbdev makes an import relative where it stands on one line: write two instead of one over two lines: {full}'
+
 def test_no_import_cycles():
     def walk(nm, seen):
         assert nm not in seen, 'a cycle of imports: ' + ' -> '.join([*seen, nm])

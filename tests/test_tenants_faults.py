@@ -450,3 +450,13 @@ def test_closed_while_an_opener_forgets_a_lane(tmp_path):
     lane.store.mark = forgets
     ts.close()
     assert lane.closed
+
+def test_trouble_that_a_dead_process_has_noted_is_over(h):
+    "P8: the worker that could not use a tenant's database was killed; the next one can, and nobody is told of the trouble any more"
+    ts = h.many(2)
+    shut = h.dir/'kept'
+    os.rename(ts['t000'].path, shut)
+    with worker(h):
+        until(lambda: 't000' in why(ts))
+    os.rename(shut, ts['t000'].path)
+    with worker(h): until(lambda: not why(ts))

@@ -124,6 +124,11 @@ _HINTS = {apsw.ReadOnlyError:'is read-only', apsw.FullError:'cannot grow: the di
     apsw.CorruptError:'is damaged; restore it from a backup', apsw.NotADBError:'is not a SQLite database',
     apsw.CantOpenError:'cannot be opened; check the folder and its permissions', apsw.IOError:'met a disk error'}
 
+def _hint(e, path):
+    try: frozen = type(e) in (apsw.ReadOnlyError, apsw.CantOpenError, apsw.IOError) and os.statvfs(os.path.dirname(path) or '.').f_flag & os.ST_RDONLY
+    except (OSError, AttributeError): frozen = False
+    return 'is on a disk that is mounted read-only' if frozen else _HINTS.get(type(e), 'failed')
+
 def store_error(
     e:apsw.Error, # What the driver raised
     path:str, # The file
@@ -133,7 +138,7 @@ def store_error(
     if isinstance(e, (apsw.BusyError, apsw.LockedError)):
         return StoreBusy(f'{path} stayed locked by another connection for {wait_s:.2g} s')
     if isinstance(e, apsw.ConstraintError) and 'tenant has moved' in str(e): return StoreMoved(f'{path} has moved elsewhere')
-    return StoreError(f'{path} {_HINTS.get(type(e), "failed")} ({type(e).__name__}: {e})')
+    return StoreError(f'{path} {_hint(e, path)} ({type(e).__name__}: {e})')
 
 class _Use:
     "Hold a connection for this thread, waiting at most `wait_s` seconds for it and for locks"

@@ -1,11 +1,12 @@
-"""P1, P3, P4, P5, P8: the disk fails. A VFS makes each call in turn fail, once or from then on, in everything that writes: the error is a `StoreError` that names
-the file, what had been reported is there, nothing is done by half, and when the disk works again the same process goes on. Then each page of a tenant's file is
+"""P1, P3, P4, P5, P8: the disk fails. A VFS makes each call in turn fail, once or from then on, in everything that writes, and so does each statement: the error is
+a `StoreError` that names the file, what had been reported is there, nothing is done by half, and when the disk works again the same process goes on. Then each page of a tenant's file is
 spoiled, and other things are put in its place, while a worker serves it beside another tenant. Run it in a process that has opened nothing: it forks"""
 import hashlib, os, re, resource, shutil, subprocess, tempfile, time
 from collections import Counter
 from pathlib import Path
 
 import apsw
+from fh_saas.store import sqlite_file
 from fh_saas.store.base import StoreError
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
@@ -39,6 +40,19 @@ class Vfs(apsw.VFS):
     def xDelete(self, name, sync): Fault.point(apsw.SQLITE_IOERR_DELETE); return super().xDelete(name, sync)
     def xAccess(self, name, flags): Fault.point(apsw.SQLITE_IOERR_ACCESS); return super().xAccess(name, flags)
 
+class Statements(apsw.Connection):
+    "Has a statement fail instead of the disk: SQLite leaves a transaction open then, with what it has done so far. Those that undo, and the one that only sets a number, cannot fail"
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.exec_trace = self._before
+    def _before(self, cur, sql, args):
+        if not sql.startswith(('rollback', 'release', 'pragma synchronous')): Fault.point(apsw.SQLITE_CONSTRAINT)
+        return True
+
+class _Apsw:
+    Connection = Statements
+    def __getattr__(self, k): return getattr(apsw, k)
+
 class Open(p.Case):
     "a file that is there already, by a manager"
     def open(self): return mgr()
@@ -51,7 +65,7 @@ class Open(p.Case):
 
 CALLS = ('submit','submit_many','unique','run','retry','rescue','schedule','transaction','job_transaction','step','cancel','limit','controls','children','retry_by_hand','prune')
 CASES = dict(open=Open(), **{k:p.CASES[k] for k in CALLS})
-KINDS = dict(once=(False, apsw.SQLITE_IOERR_WRITE), on=(True, apsw.SQLITE_IOERR_WRITE), full=(True, apsw.SQLITE_FULL))
+KINDS = dict(once=(False, apsw.SQLITE_IOERR_WRITE), on=(True, apsw.SQLITE_IOERR_WRITE), full=(True, apsw.SQLITE_FULL), statement=(False, None))
 
 def fails_well(f, own_sql):
     "Call it: whether it raised what it may raise; SQL of the app's own gets the driver's error"
@@ -67,7 +81,8 @@ def one(case, at, kind, where, template):
     p.folder = str(where)
     shutil.copytree(template, where, ignore=shutil.ignore_patterns('bells'))
     def act():
-        Vfs.keep = Vfs()
+        if kind=='statement': sqlite_file.apsw = _Apsw()
+        else: Vfs.keep = Vfs()
         Fault.at,(Fault.ever,Fault.full) = at,KINDS[kind]
         m = case.open()
         Fault.on = True
@@ -76,6 +91,7 @@ def one(case, at, kind, where, template):
         (where/'points').write_text(f'{n} {failed:d}')
         if n<at: os._exit(0)
         if m.closed: m = case.open()
+        with m._lane.store.writing(): pass     # nothing was left open
         case.after(m)                          # in the same process, as soon as the disk works again
         p.drain(m)
         case.ended(m)
@@ -92,7 +108,7 @@ def one(case, at, kind, where, template):
     return (n if n<at else None),failed
 
 def calls(only=None, kinds=tuple(KINDS)):
-    "All calls of all cases; by case (calls, times that the caller was told)"
+    "All calls, and all statements, of all cases; by case (how many, times that the caller was told)"
     base,counts = Path(tempfile.mkdtemp(prefix='disk', dir='/dev/shm' if os.path.isdir('/dev/shm') else None)),{}
     try:
         for name,case in CASES.items():
@@ -296,13 +312,152 @@ def files(which=('pages', 'whole', 'open'), step=1):
     finally: shutil.rmtree(base, ignore_errors=True)
     return out
 
+# --- a disk that becomes read-only under a running worker, and writable again
+
+def mount(*a): return subprocess.run(['mount', *map(str, a)], capture_output=True).returncode==0
+
+def holds(x):
+    "Begins, and ends when it may"
+    p.say('ran', x)
+    until((Path(p.folder)/'go').exists, 60)
+    p.say('held', x)
+    return x
+
+def statuses(t, job_type): return [o.status for o in t.jobs.list_jobs(job_type, limit=1000)]
+def told(f):
+    "The error that says why a tenant cannot be used; None if it can"
+    try: f()
+    except StoreError as e: assert 'a.db' in str(e), f'the error does not name the file: {e}'; return str(e)
+
+def two(disk, **kw):
+    "Two tenants, the first on a disk of its own"
+    ts = Tenants(p.folder, tasks=[p.works, holds], handoff=0, threads=2, **kw)
+    if 'a' not in ts: ts.create('a').move(disk); ts.create('b')
+    ts['a'].jobs.submit_many('j', p.works, [dict(x=f'a{i}') for i in range(5)])
+    until(lambda: statuses(ts['a'], 'j').count('completed')==5)
+    return ts
+
+def shut_out(ts, n):
+    "Nothing can be written: the caller is told so, and the other tenant is served"
+    why = told(lambda: ts['a'].jobs.submit('late', p.works, x='late'))
+    assert why, 'submit said yes on a disk that takes nothing'
+    ts['b'].jobs.submit_many('j', p.works, [dict(x=f'b{n}-{i}') for i in range(5)])
+    until(lambda: statuses(ts['b'], 'j').count('completed')==5*n, 20)
+    return why
+
+def goes_on(ts):
+    "It can be written again: all jobs end, each of which had ended only once"
+    until(lambda: told(lambda: ts['a'].jobs.submit('after', p.works, x='after')) is None, 20, .05)
+    until(lambda: not [o for o in ts['a'].jobs.list_jobs(limit=1000) if o.status!='completed'], 30, .05)
+    until(lambda: not ts.health()['tenants'], 20, .05)
+    ran = Counter(o for o, in said('ran'))
+    assert ran['after']==1 and not ran['late'] and all(ran[f'a{i}']==1 for i in range(5)), ran
+
+def remounted(disk):
+    "The system refuses it while the worker has a tenant there open, and does it once the worker has closed it. A job becomes due meanwhile"
+    if not small_disk(disk, 2048): return 'not tried: this process may not mount anything'
+    ts,go = two(disk, idle_s=.2),Path(p.folder)/'go'
+    a = ts['a'].jobs
+    a.submit('held', holds, x='h')
+    until(lambda: ['h'] in said('ran'))
+    assert not mount('-o', 'remount,ro', disk), 'remounted although the file is open'
+    go.touch()
+    until(lambda: statuses(ts['a'], 'held')==['completed'])
+    until(lambda: told(lambda: a.options(delay=1.5).submit('due', p.works, x='due')) is None)
+    until(lambda: mount('-o', 'remount,ro', disk), 20, .05)
+    why = shut_out(ts, 1)
+    assert 'read-only' in why, why
+    time.sleep(2.)                                  # it becomes due
+    shut_out(ts, 2)
+    assert ['due'] not in said('ran')
+    assert mount('-o', 'remount,rw', disk)
+    goes_on(ts)
+    assert Counter(o for o, in said('ran'))['due']==1
+    ts.close()
+    return why
+
+class Mute(apsw.VFS):
+    "The disk of tenant a takes no more writes while `on`, as an open file of a read-only file system takes none"
+    on = False
+    def __init__(self): super().__init__('mute', 'unix', makedefault=True)
+    def excepthook(self, *a): pass
+    def xOpen(self, name, flags): return MuteFile(name, flags)
+    def xDelete(self, name, sync): refuse(name, apsw.SQLITE_IOERR_DELETE); return super().xDelete(name, sync)
+
+def refuse(name, code):
+    if Mute.on and 'a.db' in str(name): raise apsw.exception_for(code)
+
+class MuteFile(apsw.VFSFile):
+    def __init__(self, name, flags): self.path = name.filename() if hasattr(name, 'filename') else name; super().__init__('unix', name, flags)
+    def xWrite(self, data, at): refuse(self.path, apsw.SQLITE_IOERR_WRITE); return super().xWrite(data, at)
+    def xTruncate(self, n): refuse(self.path, apsw.SQLITE_IOERR_TRUNCATE); return super().xTruncate(n)
+    def xSync(self, flags): refuse(self.path, apsw.SQLITE_IOERR_FSYNC); return super().xSync(flags)
+
+def muted(disk):
+    "Writes to the open file are refused while a job of the tenant executes, and for a while after its end"
+    Vfs.keep = Mute()
+    ts = two(disk)
+    ts['a'].jobs.submit('held', holds, x='h')
+    until(lambda: ['h'] in said('ran'))
+    Mute.on = True
+    (Path(p.folder)/'go').touch()
+    until(lambda: ['h'] in said('held'))
+    why = shut_out(ts, 1)
+    until(lambda: 'a' in ts.health()['tenants'], 20, .05)
+    shut_out(ts, 2)
+    assert statuses(ts['a'], 'held')==['running'], 'completed, and that is not on the disk'
+    Mute.on = False
+    goes_on(ts)
+    assert Counter(o for o, in said('ran'))['h']==1, 'the worker knew that it had ended'
+    ts.close()
+    return why
+
+def aborted(disk):
+    "ext4 makes itself read-only, as it does after an error, while a job of the tenant executes; the process is killed, and the disk mounted anew"
+    img = f'{p.folder}/img'
+    first = not os.path.exists(img)
+    if first:
+        with open(img, 'wb') as f: f.truncate(16<<20)
+        if subprocess.run(['mkfs.ext4', '-q', img], capture_output=True).returncode: return 'not tried: there is no ext4'
+    if not small_disk(disk, 64) or not until(lambda: mount('-o', 'loop', img, disk) or first and 'no', 20, .1) is True: return 'not tried: no file can be mounted as a disk'
+    ts = two(disk) if first else Tenants(p.folder, tasks=[p.works, holds], handoff=0, threads=2)
+    if first:
+        ts['a'].jobs.submit('held', holds, x='h')
+        until(lambda: ['h'] in said('ran'))
+        assert mount('-o', 'remount,abort', disk)
+        (Path(p.folder)/'go').touch()
+        until(lambda: ['h'] in said('held'))
+        why = shut_out(ts, 1)
+        assert 'disk' in why, why                 # newer systems do not say of such a disk that it is read-only
+        until(lambda: 'a' in ts.health()['tenants'], 20, .05)
+        return why
+    goes_on(ts)
+    assert Counter(o for o, in said('ran'))['h']==2, 'its end was not on the disk: it runs again'
+    ts.close()
+
+def readonly():
+    "Each way; what the caller was told"
+    base,out = Path(tempfile.mkdtemp(prefix='readonly')),{}
+    try:
+        for f in remounted, muted, aborted:
+            p.folder,disk = str(base/f.__name__),base/f'{f.__name__}-disk'
+            os.mkdir(p.folder); os.mkdir(disk)
+            def act(): Path(f'{base}/why').write_text(f(disk) or ''); os._exit(0)
+            if forked(act): raise AssertionError(f'read-only, {f.__name__}: does not hold')
+            out[f.__name__] = (base/'why').read_text()
+            if f is aborted and 'not tried' not in out['aborted'] and forked(act): raise AssertionError('read-only, aborted: does not go on when it is mounted anew')
+    finally: shutil.rmtree(base, ignore_errors=True)
+    return out
+
 def run(only=None, kinds=tuple(KINDS), which=('pages', 'whole', 'open'), step=1, room=None, tell=print):
     "All of it, or the `only` operations whose calls fail. Raises `AssertionError` saying what does not hold"
-    got = calls(only, kinds)
-    tell('calls: {:,} failed in {} operations; the caller was told {:,} times'.format(sum(o[0] for o in got.values()), len(got), sum(o[1] for o in got.values())))
+    for what,ks in dict(calls=[o for o in kinds if o!='statement'], statements=[o for o in kinds if o=='statement']).items():
+        got = calls(only, ks)
+        tell('{}: {:,} failed in {} operations; the caller was told {:,} times'.format(what, sum(o[0] for o in got.values()), len(got), sum(o[1] for o in got.values())))
     if only: return
     got = full(room)
     tell('full disks: {:,} in {} operations; the caller was told {:,} times'.format(sum(o[0] for o in got.values()), len(got), sum(o[1] for o in got.values())))
+    for k,why in readonly().items(): tell(f'read-only, {k}: '+re.sub(r'/\S*/', '', why))
     got = files(which, step)
     tell(f'spoilt files: {len(got):,}')
     for k,n in Counter((k, o.replace('active: ', '').split('/')[0]+re.sub(r'.*?a\.db(-wal)? ', '', o)[:60] if 'a.db' in o else o.split(':')[0]) for (k,_),o in got.items()).most_common(): tell(f'    {k[0]:6} {k[1]:75} {n:>5,}')

@@ -44,6 +44,8 @@ def weak(s, wait_s):
     try: return private(s, wait_s)
     finally: sf._settings = was
 sf.SqliteFile.private = weak'''),
+    'nothing is undone when a statement fails': ("disk.calls(['submit_many'], ('statement',))", "sf._rollback = lambda c: None"),
+    'ends of a turn are undone by half when a statement fails': ("disk.calls(['run'], ('statement',))", "sf._rollback = lambda c: c.in_transaction and c.execute('commit')"),
     'ends are forgotten when their commit fails': ("disk.calls(['run'], ('once',))", "s = ln.Lane._sick; ln.Lane._sick = lambda self, e: (self.acks.clear(), s(self, e))[1]"),
     'the driver\'s errors come through': ("disk.calls(['cancel'], ('once',))", "sf._Use.__exit__ = lambda s, *a: s.o.lock.release()"),
     'a file that was replaced leaves its log': ("disk.files(('open',))", "sf.SqliteFile._part = lambda self: None"),

@@ -1,12 +1,13 @@
 """P1-P4, P6: processes are killed at random under mixed load; then a ledger on the disk is compared with the table. Nothing that was submitted is lost,
 all of it was done at least once, what a transaction wrote is there exactly once, and no limit was ever exceeded.
 Run it in a process that has opened nothing: workers are forked from it, so that they live long enough to do something"""
-import logging, os, random, shutil, signal, subprocess, sys, tempfile, time, traceback
+import json, logging, os, random, shutil, signal, subprocess, sys, tempfile, time, traceback
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 from . import load
+from fh_saas.ids import from_iso
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 from util import opened
 
@@ -178,16 +179,32 @@ def _check(folder, kills, seed):
         f'attempts begun {sum(started.values()):,}, ended {sum(ended.values()):,}; begun more than once {sum(n>1 for n in started.values()):,}, most often {max(started.values())}',
         f'effects of transactions {sum(effects.values()):,}, each once; steps begun {sum(steps.values()):,}; crashes charged {sum((j.attempts or "").count("crashed") for j in jobs.values()):,}',
         f'most that ran under a limit of {LIMIT}: {most}',
-        'from kill to the next start of a job that was executing, first crash: '+percentiles(_recovery([o for o in lines if o[3] in jobs and jobs[o[3]].job_type!='cpu'], kills)),
+        *_recovered(lines, kills, jobs),
         f'longest time in which nothing was written to the ledger, as when the disk does not answer: {max((b-a for a,b in pairwise(sorted(float(o[0]) for o in lines))), default=0):.1f} s']))
 
 def _recovery(lines, kills):
-    """For each job that a kill cut short for the first time: seconds until it began again. Of process tasks the ledger does not tell that: under
-    these kills their children often die before the task says that it begins, and after its second crash a job is put off"""
+    "For each job that a kill cut short for the first time: (when it was killed, when it began again, its id)"
     dead,open_,hit,out = dict((p, t) for t,p in kills),{},set(),[]
     for t,pid,word,id in ((float(o[0]), int(o[1]), o[2], o[3]) for o in sorted(lines, key=lambda o: float(o[0]))):
         if word=='start':
-            if (was := open_.get(id)) and was in dead and dead[was]<=t and id not in hit: hit.add(id); out.append(t-dead[was])
+            if (was := open_.get(id)) and was in dead and dead[was]<=t and id not in hit: hit.add(id); out.append((dead[was], t, id))
             open_[id] = pid
         elif word=='end': open_.pop(id, None)
     return out
+
+def _recovered(lines, kills, jobs):
+    """How long that took, and which part of it until the death was noticed. Its row says when that was, and tells of crashes of attempts that
+    had begun and had not yet said so: after those a job is put off, and under these kills the children of process tasks often die so"""
+    out,slow = [],[]
+    for what,some in dict(jobs=lambda j: j.job_type!='cpu', **{'process tasks':lambda j: j.job_type=='cpu'}).items():
+        all_,seen,then,more = [],[],[],0
+        for dead,again,id in _recovery([o for o in lines if o[3] in jobs and some(jobs[o[3]])], kills):
+            j = jobs[id]
+            at = [x for o in json.loads(j.attempts or '[]') if o['outcome']=='crashed' and dead<=(x := from_iso(o['at']))<=again]
+            all_.append(again-dead)
+            if len(at)==1: seen.append(at[0]-dead); then.append(again-at[0])
+            else: more += 1
+            slow.append((again-dead, f'{j.job_type} {id}: killed, crashes noted after {", ".join(f"{o-dead:.2f}" for o in at)} s, began again after {again-dead:.2f} s, fence {j.fence}, options {j.backoff}'))
+        out.append(f'from kill to the next start of {what} that were executing, first crash: {percentiles(all_)}; met by another kill before they said so: {more}')
+        out.append(f'    of which until it was noticed: {percentiles(seen)}; from then on: {percentiles(then)}')
+    return out+['    '+o for _,o in sorted(slow, reverse=True)[:5]]
