@@ -159,17 +159,17 @@ _STOP = object()
 @patch
 def _one(self:Worker):
     "Do the next thing; False if there is nothing"
-    if self._turn_first():
-        try: lane = self.todo.popleft()
-        except IndexError: return True
-        lane.queued = False
-        self._visit(lane)
-    elif a := self.ready.pick():
+    if a := None if self._turn_first() else self.ready.pick():
         try: self._run(a)
         finally:
             if not a.late: self.ready.done(a)
         if a.late: return self._retire(a)
         if not self._put_off(a.lane): self._visit(a.lane)
+    elif self.todo:
+        try: lane = self.todo.popleft()
+        except IndexError: return True
+        lane.queued = False
+        self._visit(lane)
     elif (lane := self._next()) and self._room(lane)[0]>0: self._visit(lane)
     else: return False
     return True
@@ -177,8 +177,8 @@ def _one(self:Worker):
 # %% ../nbs/15_worker.ipynb #34461660
 @patch
 def _turn_first(self:Worker):
-    "Whether the next thing is a turn; see Turns on a server"
-    try: return not (self.todo[0].store.remote and self.ready)
+    "Whether a turn comes before what is claimed; see Turns on a server"
+    try: return not self.todo[0].store.remote
     except IndexError: return False
 
 # %% ../nbs/15_worker.ipynb #07b9327d
@@ -323,7 +323,7 @@ def _room(self:Worker, lane):
 def _own_room(self:Worker, lane):
     "(how many to claim, JSON list of the only task names to look for or None)"
     if self.stopping or lane.resting or not lane.known.ready(): return 0,None
-    most_at_once = BATCH if len(self.lanes)<2 else BATCH//NEIGHBOUR
+    most_at_once = BATCH if len(self.lanes)<2 else BATCH//(2 if lane.store.remote else NEIGHBOUR)
     most = most_at_once if lane.max_running is None else lane.max_running-len(lane.hand)+len(lane.acks)
     if most<=0: lane.hungry = False; return 0,None
     slow = max(list((lane.means or (self.means if lane.store.remote else {})).values()), default=None)
@@ -430,14 +430,15 @@ def look_into(self:Worker,
 
 @patch
 def _soon(self:Worker):
-    "Whether a runner is about to be free: it waits for a server's answer, or runs what is short"
-    return bool(self.spells or any(o>time.monotonic()-.1 for o in list(self._turners)))
+    "Whether a runner will see to the next turn: it waits for a server's answer, or runs what is short"
+    try: return self.todo[0].store.remote and bool(self.spells or any(o>time.monotonic()-.1 for o in list(self._turners)))
+    except IndexError: return True
 
 @patch
 def _help(self:Worker):
     "Make the turns for which no runner is free"
     for _ in range(len(self.todo)):
-        if self.todo[0].store.remote and self._soon(): return
+        if self._soon(): return
         try: lane = self.todo.popleft()
         except IndexError: return
         lane.queued = False
@@ -560,7 +561,7 @@ def _sweep(self:Worker, beat):
         if lane.closed:
             with self._lock: self.lanes = [o for o in self.lanes if o is not lane]
             continue
-        if lane.pause_until>time.monotonic(): continue
+        if lane.pause_until>(now := time.monotonic()) or self._often(lane, now) and not beat: continue
         if not lane.pin(): continue
         try:
             if lane.store.moved(): self._lost(lane)
@@ -574,6 +575,11 @@ def _lost(self:Worker, lane):
     lane.close()
 
 @patch
+def _often(self:Worker, lane, now):
+    "Whether it was looked after a moment ago: with many lanes on a server, once a second is enough"
+    return lane.store.remote and len(self.lanes)>NEIGHBOUR and now-lane.cared<1.5*SWEEP_S
+
+@patch
 def _restless(self:Worker, lane):
     "Whether anything may have changed since the last look"
     return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
@@ -581,6 +587,7 @@ def _restless(self:Worker, lane):
 @patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
+    lane.cared = time.monotonic()
     due = look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
