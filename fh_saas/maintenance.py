@@ -79,7 +79,7 @@ def look_in(
     """Take back what the dead have left, let go what nothing holds any more, and see which parked jobs have a task that is known here and
     when the next job is due. Raises `StoreError`"""
     o = lane.store.glance()
-    n = rescue(lane, None if o.owners is True else o.owners) if o.owners else 0
+    n = rescue(lane, o.owners if isinstance(o.owners, list) else None) if o.owners else 0
     if lane.hand: lane._obey()
     if o.held: n += lane.limits.reconsider(name=lane._waits_as())
     lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())] if o.parked else []

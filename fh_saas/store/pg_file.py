@@ -210,17 +210,29 @@ def _new(self:PgPool):
 @contextmanager
 def use(self:PgPool,
     wait_s:float, # Longest wait for a connection, in seconds
+    schema:str=None, # Whose tables are to be used: best is one that knows them
 ): # A connection of the driver's, outside a transaction
     "A connection for the block"
     if not self._room.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'all connections to the server were in use for {wait_s:.2g} s')
     raw = None
     try:
-        raw = self._free() or self._new()
+        raw = self._knows(schema) or self._free() or self._new()
+        if schema: raw.__dict__.setdefault('_fh_saas_knows', set()).add(schema)
         yield raw
         if raw.info.transaction_status==psycopg.pq.TransactionStatus.IDLE and not self.closed: self.free.append(raw); raw = None
     finally:
         if raw is not None: raw.close()
         self._room.release()
+
+@patch
+def _knows(self:PgPool, schema):
+    "A free connection that has used the schema before: to read what tables there are takes longer than a statement"
+    for raw in list(self.free) if schema else ():
+        if schema not in getattr(raw, '_fh_saas_knows', ()): continue
+        try: self.free.remove(raw)
+        except ValueError: continue
+        if not raw.closed and not _said(raw): return raw
+        raw.close()
 
 @patch
 def _free(self:PgPool):
@@ -381,7 +393,7 @@ def _prepare(self:PgFile, create):
 def _short(self:PgFile, wait_s=None):
     "A connection for one statement or two, each its own transaction"
     try:
-        with self._pool.use(self.wait_s if wait_s is None else wait_s) as raw: yield self._conn(raw)
+        with self._pool.use(self.wait_s if wait_s is None else wait_s, self.schema) as raw: yield self._conn(raw)
     except psycopg.Error as e: raise pg_error(e, self.path) from e
 
 @patch
@@ -391,7 +403,7 @@ def _patiently(self:PgFile, f, wait_s=None):
     pause = .01
     while True:
         try:
-            with self._pool.use(max(0., end-time.monotonic())) as raw: return f(self._conn(raw))
+            with self._pool.use(max(0., end-time.monotonic()), self.schema) as raw: return f(self._conn(raw))
         except psycopg.Error as e:
             if not is_lost(e) or time.monotonic()+pause>=end: raise pg_error(e, self.path) from e
         time.sleep(pause)
@@ -446,7 +458,7 @@ def _undo(raw):
 def _begun(self:PgFile, wait_s, alone):
     end,pause = time.monotonic()+wait_s,.01
     while True:
-        with self._pool.use(wait_s) as raw:
+        with self._pool.use(wait_s, self.schema) as raw:
             self._writer.conn = c = self._conn(raw, locks)
             try: c.begin(max(.001, end-time.monotonic()), alone)
             except psycopg.Error as e:
