@@ -6,11 +6,12 @@
 __all__ = ['tenants', 'schedules', 'health', 'freeze', 'thaw', 'usage', 'move', 'migrate', 'pause', 'resume', 'prune']
 
 # %% ../nbs/34_cli_tenants.ipynb #6d5b135a
-import click, sys
+import click, os, sys
 from fastcore.basics import patch
 from .cli_frame import COUNT, Place, SECONDS, WHEN, Wrong, clean, command, find, group, main, refusing, show, show_json, when
 from .moving import TenantBusy
 from .store.schedules import read_schedules
+from .store.sqlite_file import connect
 from dataclasses import asdict
 
 # %% ../nbs/34_cli_tenants.ipynb #821f212c
@@ -113,15 +114,37 @@ def _usage(m, since):
 def move(
     where:str, # The app's tenants, as `app:tenants`, or their folder
     tenant:str, # The tenant
-    to:str, # A folder, or a path that ends in .db
+    place:str=None, # The same as --to
     *,
+    to:str=None, # A folder, a path that ends in .db, or a server as postgresql://…
+    tables:str=None, # To a server, the app's tables that move with the jobs: names with commas between
+    layout:str='schema', # On a server, what tenants have there: schema or database
     drain:SECONDS=10., # Seconds for which running jobs may go on; what runs longer starts again in the new place
     json:bool=False, # One JSON document
 ):
-    "Move a tenant's database with its jobs, those in flight included"
-    with refusing(TenantBusy): t = _tenants(where)[tenant].move(to, drain)
-    if json: show_json(dict(tenant=t.id, path=t.path))
-    else: click.echo(f'{t.id}: {t.path}')
+    "Move a tenant's database with its jobs, those in flight included; to a server the same command again ends a move that was cut short"
+    if (to is None)==(place is None): raise click.UsageError('say where to: --to PLACE', click.get_current_context())
+    with refusing(TenantBusy, ImportError):
+        ts,tables = _tenants(where),[o.strip() for o in (tables or '').split(',') if o.strip()]
+        t,left = (_move_up if '://' in (to or place) else _move)(ts, tenant, to or place, drain, tables, layout)
+    if json: return show_json(dict(tenant=t.id, path=t.path)|left)
+    click.echo(f'{t.id}: {t.path}')
+    if left: click.echo(f'{clean(left["file"])} can be removed'+(f'; it has tables that did not move: {clean(", ".join(left["left"]))}' if left['left'] else ''))
+
+def _move(ts, id, to, drain, tables, layout): return ts[id].move(to, drain, tables),{}
+
+def _move_up(ts, id, to, drain, tables, layout):
+    "The tenant on the server, and what it left behind"
+    from fh_saas.store.pg_tables import app_tables
+    from fh_saas.tenants import Tenant, Tenants
+    other,r = Tenants(to, layout=layout, worker=False, tasks=[]),ts.registry.get(id)
+    click.get_current_context().call_on_close(other.close)
+    old = ts.registry.full(r.path) if r and r.path and not ts._server else None
+    t = Tenant(ts, id).move(other, drain, tables)
+    if not (old and os.path.exists(old)): return t,{}
+    c = connect(old, False)
+    try: return t,dict(file=old, left=[o for o in app_tables(c) if o not in tables])
+    finally: c.close()
 
 # %% ../nbs/34_cli_tenants.ipynb #578c08af
 @command(tenants)

@@ -11,18 +11,26 @@ from datetime import datetime
 from fastcore.basics import patch
 
 # %% ../nbs/05_ids.ipynb #34f365f3
-_seconds,_thousand = {},[f'{i:03d}' for i in range(1000)]   # texts of some seconds; of all numbers with three digits
+_seconds,_millis = {},{}                       # texts of some seconds and milliseconds
+_micros = [f'{i:03d}Z' for i in range(1000)]   # what can stand after them
 
 def to_iso(
     t:float, # Seconds since 1970-01-01 UTC, as `time.time()` gives them
 )->str: # UTC in ISO 8601 with microseconds, always 27 characters
     "The instant `t` as text whose order is the order of time"
-    s,us = divmod(int(t*1e6+.5), 1_000_000)
+    ms,us = divmod(int(t*1e6+.5), 1000)
+    txt = _millis.get(ms)
+    if txt is None:
+        if len(_millis)>99: _millis.clear()
+        _millis[ms] = txt = _milli(*divmod(ms, 1000))
+    return txt+_micros[us]
+
+def _milli(s, ms):
     txt = _seconds.get(s)
     if txt is None:
         if len(_seconds)>99: _seconds.clear()
         _seconds[s] = txt = time.strftime('%Y-%m-%dT%H:%M:%S.', time.gmtime(s))
-    return f'{txt}{_thousand[us//1000]}{_thousand[us%1000]}Z'      # two thirds of the time that `{us:06d}` takes
+    return f'{txt}{ms:03d}'
 
 # %% ../nbs/05_ids.ipynb #e73292ca
 def from_iso(

@@ -610,11 +610,11 @@ def _after_fork():
 
 def _before_fork():
     "Let what SQLite is doing come to its end: its locks of the process would stay locked in the child"
-    conns = [c for o in files() for c in (o._writer, o._reader) if c]
-    _forking.append([c for c in conns if c.lock.acquire(timeout=.5)])
+    locks = [k for o in files() for k in (o._writer.lock, getattr(o, '_opens', None), o._reader and o._reader.lock) if k]
+    _forking.append([k for k in locks if k.acquire(timeout=.5)])
 
 def _forked():
-    for c in _forking.pop(): c.lock.release()
+    for k in _forking.pop(): k.release()
 
 _forking = []
 if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_before_fork, after_in_parent=_forked, after_in_child=_after_fork)

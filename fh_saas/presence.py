@@ -28,7 +28,7 @@ class Presence:
         self._bells,self._heard_of = str(self.bells),(None,())
         self.bells.mkdir(parents=True, exist_ok=True)
         self._free,self._room,self._sock,self._lock,self._warned = deque(),0,None,threading.Lock(),False
-        self.uses,self._noted,self._list,self._lines,self._dead,self._serves = 0,set(),None,0,set(),False
+        self.uses,self._noted,self._list,self._lines,self._dead,self._serves,self._peers = 0,set(),None,0,set(),False,(None,())
         self.slots = self.wake = self.far = None   # see Slots; has a database of this folder looked into, open or not; rings on other machines
         self._open_run()
         self._open_bell()
@@ -251,9 +251,19 @@ def workers(self:Presence)->list: # Owner ids
     return [o for o in self.owners() if o!=self.owner and may(o) and self.alive(o) is not False]
 
 @patch
+def _living(self:Presence):
+    "Who has a file here and was not found dead; the folder is read again once it has changed"
+    at = os.stat(self.dir).st_mtime_ns
+    seen,there = self._peers
+    if seen!=at:
+        there = [o for o in self.owners() if o not in self._dead]
+        if time.time_ns()-at>50_000_000: self._peers = at,there      # a younger stamp may be that of two changes
+    return there
+
+@patch
 def deaths(self:Presence)->list: # Owner ids
-    "Who has died since the last call; on the first call, everyone who is dead"
-    try: new = [o for o in self.owners() if o not in self._dead and self.alive(o) is False]
+    "Who has died since the last call; on the first call, everyone who is dead. Costs a few microseconds for each that lives"
+    try: new = [o for o in self._living() if o not in self._dead and self.alive(o) is False]
     except OSError: return []
     self._dead.update(new)
     return new

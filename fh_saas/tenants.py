@@ -694,12 +694,17 @@ def _empty(self:Tenant, row, drain_s):
 def move(self:Tenant,
     to, # A folder, a path that ends in `.db`, or another `Tenants`
     drain_s:float=None, # How long running jobs may go on, in seconds; what runs longer starts again in the new place. None for `drain_s` of `Tenants`
+    tables:list=(), # To a server, names of the app's tables that move with the jobs; a file moves whole
 )->Tenant: # The tenant in its new place
     """Move the tenant's database with its jobs, those in flight included. Writers wait for the copy. Raises `ValueError` if something lies there
-    already, `TenantBusy`, `StoreError`; then the tenant is where it was"""
-    ts,row = self.tenants,self.row
-    other = to if isinstance(to, Tenants) else None
-    if ts._server or other is not None and other._server: raise ValueError('move is for tenants in files')
+    already, `TenantBusy`, `StoreError`; then the tenant is where it was. To a server the same call again ends a move that was cut short"""
+    ts,other = self.tenants,to if isinstance(to, Tenants) else None
+    if ts._server: raise ValueError('move is for tenants in files')
+    if _server_url(to): raise ValueError(f'a server is given as Tenants({to.split("://")[0]!r}+"://…", worker=False)')
+    if isinstance(tables, str) or not all(isinstance(o, str) for o in tables): raise TypeError(f'tables must be a list of names, not {tables!r}')
+    if other is not None and other._server: return self._move_up(other, list(tables), drain_s)
+    if tables: raise ValueError('tables is for a move to a server: a file moves whole')
+    row = self.row
     if other is ts: raise ValueError('the tenant is in these Tenants already')
     if other is not None and self.id in other: raise ValueError(f'tenant {self.id!r} exists in {other!r}')
     dest = other._free_path(self.id) if other is not None else os.path.realpath(to if str(to).endswith('.db') else os.path.join(to, os.path.basename(row.path)))
@@ -710,7 +715,16 @@ def move(self:Tenant,
         ts._ring(self.id)
     return Tenant(ts if other is None else other, self.id)
 
-
+@patch
+def _move_up(self:Tenant, other, tables, drain_s):
+    from fh_saas.moving_up import move_up
+    ts,id = self.tenants,self.id
+    try: id = move_up(ts.registry, id, other.registry, ts._here.owner, tables, ts._options['drain_s'] if drain_s is None else drain_s)
+    finally:
+        ts._changed()
+        ts._ring(self.id)
+    with suppress(StoreError): other._changed(); other._ring(id)             # whoever serves it looks by itself in a moment
+    return Tenant(other, id)
 
 # %% ../nbs/22_tenants.ipynb #0cf98aea
 @patch

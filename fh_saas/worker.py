@@ -174,14 +174,14 @@ def _one(self:Worker):
     else: return False
     return True
 
-# %% ../nbs/15_worker.ipynb #34461660
+# %% ../nbs/15_worker.ipynb #07b9327d
 @patch
 def _turn_first(self:Worker):
     "Whether a turn comes before what is claimed; see Turns on a server"
     try: return not self.todo[0].store.remote
     except IndexError: return False
 
-# %% ../nbs/15_worker.ipynb #07b9327d
+# %% ../nbs/15_worker.ipynb #669fe19a
 @patch
 def _put_off(self:Worker, lane):
     "Whether the end of an attempt may wait for that of the next, because a turn has just been made and there is more to run"

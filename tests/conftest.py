@@ -21,9 +21,21 @@ def turn(alone):
         fcntl.lockf(f, fcntl.LOCK_UN, 1, 0)
         yield
 
+def alone(item): return item is not None and item.get_closest_marker('alone') is not None
+
+def pytest_collection_modifyitems(items):
+    "Those that want the machine for themselves come first: among others, each would wait until the long one next door has ended"
+    items.sort(key=lambda o: not alone(o))
+
+_turn = None     # kept from one test that is alone to the next
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_protocol(item):
-    with turn(item.get_closest_marker('alone') is not None): return (yield)
+def pytest_runtest_protocol(item, nextitem):
+    global _turn
+    if not _turn: _turn = contextlib.ExitStack(); _turn.enter_context(turn(alone(item)))
+    try: return (yield)
+    finally:
+        if not (alone(item) and alone(nextitem)): _turn.close(); _turn = None
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():

@@ -1,10 +1,10 @@
 "The short forms of tests/chaos/power.py and tests/chaos/disk.py, and what they have found"
-import os, subprocess, sys
+import os, subprocess, sys, threading
 import apsw, pytest, work
 from fh_saas.store.base import StoreError
 from test_chaos import long_form
 from test_tenants import back_up, h, settled, worker
-from util import process, root, run_py, said, until
+from util import PRE, process, root, run_py, said, until
 
 def test_power_lost_before_every_flush():
     "P1, P4, P5: see chaos/power.py; any part of what was not flushed is missing or torn"
@@ -106,3 +106,62 @@ def test_backup_put_in_place_and_the_log_left(h):
     c = apsw.Connection(a.path)
     assert c.execute('pragma integrity_check').fetchall()==[('ok',)] and c.execute("select count(*) from tenant_jobs where status='completed'").fetchall()==[(4,)]
     c.close()
+
+# --- a disk that stands still: what it was given it takes seconds later
+
+STALL = '''
+stall,stalled,go = (threading.Event() for _ in range(3))
+class File(apsw.VFSFile):
+    def __init__(self, name, flags): super().__init__('unix', name, flags)
+    def xSync(self, flags):
+        if stall.is_set(): stalled.set(); go.wait(30)
+        return super().xSync(flags)
+class Vfs(apsw.VFS):
+    def __init__(self): super().__init__('stall', 'unix', makedefault=True)
+    def xOpen(self, name, flags): return File(name, flags)
+vfs = Vfs()
+from util import done, until
+m = mgr(tasks=[gated], handoff=0, busy_s=.3)
+def submits():
+    "What comes of one more submit"
+    try: return m.submit('g', gated, folder=folder, name='more')[0]
+    except StoreError as e: return e
+'''
+
+def test_submit_beside_a_worker_whose_commit_the_disk_holds_up(t):
+    "P1: a submit waits as long as it may and says for what; rows can be read, the app's loop goes on; what raised is not there, and once the disk goes on all does"
+    run_py(t, STALL+'''
+id = submits()
+until(lambda: m.get_job(id).status=='running')
+stall.set()
+open(folder+'/go', 'w').close()
+assert stalled.wait(20), 'the end of the job is being written'
+began = time.monotonic()
+e = submits()
+assert 'in use by another thread of this process for 0.3 s: it writes much, or the disk is slow' in str(e), e
+assert time.monotonic()-began<5 and [o.id for o in m.list_jobs()]==[id]
+async def served():
+    turns,late = 0,asyncio.ensure_future(m.asubmit('g', gated, folder=folder, name='more'))
+    while not late.done(): turns += 1; await asyncio.sleep(.01)
+    assert isinstance(late.exception(), StoreError) and turns>5, (late, turns)
+asyncio.run(served())
+stall.clear(); go.set()
+done(m, id)
+new = submits()
+done(m, new)
+assert {o.id for o in m.list_jobs()}=={id, new}''', pre=PRE+'from fh_saas.store.base import StoreError\n')
+
+def test_submit_behind_a_thread_that_waits_for_a_lock(t):
+    "The error names what is waited for, not the thread that waits for it"
+    m = t.look()
+    other = t.db()
+    other.conn.execute('begin immediate')
+    store,waits = m._lane.store,threading.Thread(target=lambda: pytest.raises(StoreError, m._lane.store.shut, 'why'))
+    store.wait_s = 2.
+    waits.start()
+    until(store.waiting)
+    with pytest.raises(StoreError, match=r't.db stayed locked by another connection for 0\.05 s'): store.insert([], .05)
+    with pytest.raises(StoreError, match=r't.db stayed locked by another connection for 0\.05 s'): 
+        with store.writing(.05): pass
+    other.conn.execute('rollback')
+    waits.join()

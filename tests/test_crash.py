@@ -189,3 +189,39 @@ for i in range(30):
     ok,_ = synced(lambda: bg.func(*bg.args)); assert ok, f'end by hand {i}'
 out('ok', len(syncs))''', pre=SYNCS+PRE)
     assert 'ok' in o
+
+# --- how soon that is noticed
+
+NO_SWEEP = '''
+from fh_saas import worker
+worker.SWEEP_S = worker.BEAT_S = 3600.
+'''
+HOLDS = "m = mgr(tasks=[gated], handoff=0); m.submit('g', gated, folder=folder, name='x'); time.sleep(60)"
+
+@pytest.mark.on_sqlite('locks the file')
+@pytest.mark.parametrize('locked', [False, True])
+def test_death_is_noticed_before_the_next_sweep(t, locked):
+    "P6: a worker asks ten times a second whether anybody has died, and takes the jobs back then; where the file is locked just then, as soon as it is not"
+    with process(t, HOLDS) as a:
+        until(lambda: t.log('start'))
+        with process(t, NO_SWEEP+"m = mgr(tasks=[gated], handoff=0); out('up'); m.run()") as b:
+            said(b, 'up')
+            time.sleep(.5)                     # its one sweep is over
+            if locked: (c := t.db().conn).execute('begin immediate')
+            end(a)
+            if locked: time.sleep(.8); c.execute('rollback')
+            t.go()
+            until(lambda: len(t.log('start'))==2)
+            assert done(t.look(), t.look().list_jobs('g')[0].id).retry_count==1
+
+def test_a_job_cut_short_keeps_its_place_in_the_line(t):
+    "P2: after its first crash a job runs before those that were submitted after it"
+    run_py(t, '''
+m = mgr(tasks=[quick], worker=False)
+for i in range(5): m.submit('q', quick, folder=folder, name=i)
+a, = m._lane.turn(1)
+m._lane.start(a)
+os.kill(os.getpid(), 9)''', rc=-9)
+    m = t.look(tasks=[work.quick])
+    assert m.run_due()==5 and [o[2] for o in t.log('ran')]==list('01234')
+    assert m.list_jobs()[-1].retry_count==1

@@ -12,7 +12,7 @@ layers = [
     ('pure', 'retry cron payload telemetry ids options tasks redact'),
     ('storage', 'presence slots keys store'),
     ('running', """context around logs steps executor events child children limits lane databases maintenance waiting retention shares async_pool worker explain
-        lane_pool check_in moving engines"""),
+        lane_pool check_in moving moving_up engines"""),
     ('API', 'utils_bgtsk flow scheduler rollout tenants'),
     ('edges', 'job_streams charts guard board pages job_pages tenant_pages control_pages components dashboard cli_frame cli_jobs cli_tenants cli_doctor cli demo testing pytest_plugin prometheus otel')]
 rank = {m:i for i,(_,ms) in enumerate(layers) for m in ms.split()}

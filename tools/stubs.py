@@ -8,7 +8,6 @@ root = Path(__file__).resolve().parent.parent
 NAME = 'fh_saas'
 HEAD = """from typing import Any, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager"""
-STORE = ['# mypy: disable-error-code="override, misc, attr-defined"']     # stores are of one kind by their verbs; their connections differ
 KNOWN = {'Any', 'Callable', 'AbstractAsyncContextManager', 'AbstractContextManager', 'self', 'cls'}
 
 def modules(lib):
@@ -133,9 +132,14 @@ def imports(module, trees, public, names):
                 nm = a.asname or a.name
                 if nm not in names|public or nm in KNOWN: continue
                 src = full(n, module, trees)
+                if src in trees and home(a.name, src, trees) is None and a.name in brought(trees[src][1]): yield f'import {a.name}'; continue
                 yield f'from {home(a.name, src, trees) or src if src in trees else src} import {a.name} as {nm}' if nm in public or a.asname else f'from {home(a.name, src, trees) or src if src in trees else src} import {a.name}'
         elif isinstance(n, ast.Import):
             if got := [ast.unparse(a) for a in n.names if (a.asname or a.name.split('.')[0]) in names]: yield f'import {", ".join(got)}'
+
+def brought(tree):
+    "Names of whole modules that a module imports, such as those of an extra, which only it need explain the want of"
+    return {a.asname or a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
 
 def stub(module, trees, patches):
     "The stub of one module"
@@ -175,7 +179,7 @@ def stubs(lib=root/NAME):
         for x in sorted(used(lines)-known):
             src = next((h for f in [m, *extra.get(m, [])] if (h := home(x, f, trees))), None)
             lines.insert(0, f'from {src} import {x}' if src and src!=m else '' if src or x in dir(builtins) else f'{x} = Any')     # a name that checkers need not know
-        out[p.relative_to(lib).with_suffix('.pyi')] = '\n'.join([*(STORE if '.store.' in m else ()), HEAD, *[l for l in lines if l and not (l.endswith(': Any') and l.replace(': Any', ' = Any') in lines)]])+'\n'
+        out[p.relative_to(lib).with_suffix('.pyi')] = '\n'.join([HEAD, *[l for l in lines if l and not (l.endswith(': Any') and l.replace(': Any', ' = Any') in lines)]])+'\n'
     return out
 
 def write(out, lib=root/NAME):

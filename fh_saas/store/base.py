@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['DUE', 'LATER', 'HANDED', 'PARKED', 'HELD', 'WAITS', 'STATUSES', 'FINAL', 'checks', 'StoreError', 'StoreMoved',
-           'StoreBusy', 'NewJob', 'Claim', 'Ack', 'new_job', 'check_claim', 'check_ack', 'check_return', 'check_rescue',
-           'check_read', 'check_store']
+           'StoreBusy', 'NewJob', 'Claim', 'Ack', 'Conn', 'new_job', 'check_claim', 'check_ack', 'check_return',
+           'check_rescue', 'check_read', 'check_store']
 
 # %% ../../nbs/store/00_base.ipynb #41f7df85
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Callable, NamedTuple, Protocol
 
 # %% ../../nbs/store/00_base.ipynb #f55fa719
 class StoreError(RuntimeError):
@@ -85,6 +85,19 @@ class Ack:
     started_at: str = None # When the attempt began; None leaves the claim's time
     ended_at: str = None # When the attempt ended
     note: str = None # JSON object for the attempt history; None for none
+
+# %% ../../nbs/store/00_base.ipynb #dfcde3a5
+class Conn(Protocol):
+    "A connection as a store lends it: apsw's, or one with the same calls"
+    @property
+    def execute(self)->Callable:
+        "Runs a statement with its values"
+    @property
+    def in_transaction(self)->bool:
+        "Whether a transaction is open"
+    @property
+    def close(self)->Callable:
+        "Gives the connection back, rolled back if it was not committed"
 
 # %% ../../nbs/store/00_base.ipynb #af804f1e
 _T = '2026-01-01T00:00:{:02d}.000000Z'.format

@@ -11,7 +11,7 @@ import os, re, select, socket, threading, time
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from fastcore.basics import patch
-from .base import StoreBusy, StoreError
+from .base import Conn, StoreBusy, StoreError
 from .pg_sql import in_schema, pg_sql, quoted
 from .sqlite_file import ADDED, COLUMNS, SCHEMA, VERSION
 from typing import Callable
@@ -346,7 +346,7 @@ class _Writer:
 
 class PgFile:
     "A database of a server, with the calls of `SqliteFile`"
-    memory,remote,wal_pages,inode,lease_s,conn_type,app = False,True,0,None,15.,PgConn,None
+    memory,remote,inode,lease_s,conn_type,app = False,True,None,15.,PgConn,None
     def __init__(self,
         connect:Callable, # Gives a new connection of the driver's; or the URL of the database; or a `PgPool`
         name:str=None, # What it is called in messages; None for the URL without its password
@@ -528,14 +528,14 @@ def _lend(self:PgFile):
 
 @patch
 def as_database(self:PgFile,
-    conn:PgConn, # What `private` gave
+    conn:Conn, # What `private` gave
 ): # A fastsql `Database`, or the connection where the store was not made from one
     "The connection, as the app knows databases"
     return self.app.database(conn) if self.app else conn
 
 @patch
 def commit(self:PgFile,
-    conn:PgConn, # What `private` gave
+    conn:Conn, # What `private` gave
 ):
     "Commit a private connection. Raises `StoreError`"
     try: conn.commit()

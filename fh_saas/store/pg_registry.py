@@ -202,9 +202,16 @@ def free_name(self:PgServer,
     id:str, # A tenant
 )->str: # A name that no schema, or no database, has
     "What the tenant's place is to be called. Names of PostgreSQL's end at 63 bytes"
-    base = f't_{id}' if len(id)<=55 else f't_{id[:46]}_{hashlib.sha256(id.encode()).hexdigest()[:8]}'
     there = {o for o, in self._ask('select nspname from pg_namespace' if self.layout=='schema' else 'select datname from pg_database')}
-    return next(o for i in count(1) if (o := base if i==1 else f'{base}_{i}') not in there)
+    return next(o for o in self.names(id) if o not in there)
+
+@patch
+def names(self:PgServer,
+    id:str, # A tenant
+): # Without end
+    "What its place may be called, best first"
+    base = f't_{id}' if len(id)<=55 else f't_{id[:46]}_{hashlib.sha256(id.encode()).hexdigest()[:8]}'
+    for i in count(1): yield base if i==1 else f'{base}_{i}'
 
 # %% ../../nbs/store/23_pg_registry.ipynb #1d6e70f4
 @patch

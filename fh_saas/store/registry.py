@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields
 from fastcore.basics import patch
 from ..ids import to_iso
 from .sqlite_file import SqliteFile
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 # %% ../../nbs/store/04_registry.ipynb #5104a143
@@ -149,7 +148,7 @@ def by_path(self:Registry,
 # %% ../../nbs/store/04_registry.ipynb #36bcc4dd
 @patch
 def keep(self:Registry,
-    path:str|Path, # A file
+    path:str, # A tenant's database, in full
 )->str: # How the registry notes it
     "A path as it stands in the table"
     p,home = os.path.realpath(path),os.path.dirname(self.path)

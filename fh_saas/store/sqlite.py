@@ -16,6 +16,7 @@ from ..retry import backoff
 from .base import Ack, Claim, DUE, LATER, NewJob, PARKED, STATUSES, StoreError, StoreMoved
 from .flow import any_waits, forgotten, free_children, put_waiting, wait_again
 from .sqlite_file import SqliteFile, store_error
+from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
@@ -96,6 +97,7 @@ def _take_head(self:SqliteStore, owner, now, queue, limit):
     "Take the first of one queue: in one statement where there were few the last time; else read, then change"
     rows = self._do(_CLAIM_FEW, (owner, now, queue, limit)) if (few := self._few) else self._do(_HEAD, (queue, limit))
     self._few = len(rows)<20
+    if few: rows.sort(key=_line)
     if not few and rows and (n := self._count(_CLAIM, (owner, now, queue, limit)))!=len(rows):
         raise StoreError(f'{self.path}: claimed {n} jobs where {len(rows)} were due; its index may be damaged')
     return rows
@@ -122,7 +124,7 @@ def claim(self:SqliteStore,
     queues:tuple=((None, 2**31),), # Pairs (queue, at most so many of it); None for the default queue
 )->list: # `Claim`s, in the order in which they should run
     "Take due jobs, inside `writing()`"
-    if parked: rows = self._do(_CLAIM_PARKED, (owner, now, _json(parked), limit))
+    if parked: rows = sorted(self._do(_CLAIM_PARKED, (owner, now, _json(parked), limit)), key=_line)
     elif not queues: return []
     else:
         far = [(q, 1000 if only else min(n, limit)) for q,n in queues]
@@ -130,9 +132,9 @@ def claim(self:SqliteStore,
         if len(far)==1 and not only: rows = self._take_head(owner, now, *far[0])
         elif len(far)==1: rows = self._do(_CLAIM_ONLY, (owner, now, *far[0], *last))
         else: rows = self._do(_claim_of(far, only), (owner, now, *(v for o in far for v in o), *(last or (limit,))))
+        if len(far)>1 or only: rows.sort(key=_line)
     if not rows: return []
     self.renew(owner, lease_until)
-    if len(rows)>1: rows.sort(key=_line)
     return [_new_claim(Claim, o) for o in rows]
 
 @patch
@@ -221,13 +223,19 @@ def _change(self:SqliteStore, sql, rows):
     c.execute('savepoint held')
     try:
         was = c.total_changes()
-        n = len(rows)//100*100 if sql is _DONE else 0        # a hundred at a time: the interpreter's lock changes hands at each statement
-        for i in range(0, n, 100): c.execute(_DONE_100, [v for o in rows[i:i+100] for v in o]).fetchall()
-        c.executemany(sql, rows[n:])
+        if sql is _DONE and len(rows)>9: self._done_many(rows)
+        else: c.executemany(sql, rows)
         if c.total_changes()-was==len(rows): return []
         c.execute('rollback to held')
         return [i for i,args in enumerate(rows) if not self._count(sql, args)]
     finally: c.execute('release held')
+
+@patch
+def _done_many(self:SqliteStore, rows):
+    "A hundred at a time, since each statement costs more than what it does to one row; the last hundred is filled up with rows that there are not"
+    for i in range(0, len(rows), 100):
+        args = list(chain.from_iterable(rows[i:i+100]))
+        self._c.execute(_DONE_100, args+[None]*(600-len(args))).fetchall()
 
 # %% ../../nbs/store/02_sqlite.ipynb #cd5f92af
 _METER = """insert into tenant_usage values(?,?,?,?) on conflict(day) do update set
@@ -411,7 +419,7 @@ def crashed(
     n,first = c.retry_count+1,'"crashed"' not in (attempts or '')
     note = f'{{"n":{n},"outcome":"crashed","at":"{now}"}}'
     if n>=c.max_retries: return Ack(c, 'failed', error=why, retry_count=n, ended_at=now, note=note)
-    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=now, ready=DUE, ended_at=now, note=note)
+    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=min(c.run_at or now, now), ready=DUE, ended_at=now, note=note)
     wait = row_backoff(c.backoff).delay(n) if c.backoff else backoff(n)
     return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, wait), ready=LATER, ended_at=now, note=note)
 

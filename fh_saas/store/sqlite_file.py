@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from functools import cache
 from itertools import groupby
 from operator import attrgetter
-from .base import StoreBusy, StoreError, StoreMoved
+from .base import Conn, StoreBusy, StoreError, StoreMoved
 from typing import Callable
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #cb5955db
@@ -146,8 +146,7 @@ class _Use:
 
     def __enter__(self):
         o,end = self.o,time.monotonic()+self.wait_s
-        if not o.lock.acquire(timeout=max(self.wait_s, 0)):
-            raise StoreBusy(f'{o.path} was in use by another thread of this process for {self.wait_s:.2g} s')
+        if not o.lock.acquire(timeout=max(self.wait_s, 0)): raise o.busy(self.wait_s)
         o.deadline = end
         return o.conn
 
@@ -158,6 +157,12 @@ class _Use:
 
 @patch
 def use(self:_Conn, wait_s=5.): return _Use(self, wait_s)
+
+@patch
+def busy(self:_Conn, wait_s):
+    "The error for a thread that could not have the connection: what the one that has it waits for"
+    if self.waiting: return StoreBusy(f'{self.path} stayed locked by another connection for {wait_s:.2g} s')
+    return StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s: it writes much, or the disk is slow to take it')
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #2f14e333
 _graveyard = []   # connections of the parent, kept in a forked child so that nothing closes them there
@@ -178,7 +183,7 @@ class SqliteFile:
         open_s:float=None, # How long to wait for them while opening; None for `wait_s`
         create:bool=True, # Whether to make a file that is missing
     ):
-        self.path,self.wait_s,self.memory,self._reader = path or ':memory:',wait_s,not path,None
+        self.path,self.wait_s,self.memory,self._reader,self._opens = path or ':memory:',wait_s,not path,None,threading.RLock()
         if path: self._log = f'{path}-wal'; _whole(path)
         self._queue,self._qlock,self._leading,self._last,self._awaited,self._seen,self._full,self._inserted = [],threading.Lock(),False,1,None,None,True,False
         self._writer = _Conn(self.path, conn if self.memory else None, create, self._opener)
@@ -187,8 +192,7 @@ class SqliteFile:
         except BaseException:
             if not self.memory: self._writer.conn.close()
             raise
-        self.wal_pages,self.inode,self.log = 0,*((None, None) if self.memory else (_inode(self.path), _inode(self._log)))
-        if not self.memory: self._writer.conn.set_wal_hook(self._grown)
+        self._copied,self.inode,self.log = 0,*((None, None) if self.memory else (_inode(self.path), _inode(self._log)))
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #90f6e1de
 @patch
@@ -208,6 +212,7 @@ def _prepare(self:SqliteFile, c):
 def _settings(c):
     "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory"
     c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall()
+    c.wal_autocheckpoint(CHECKPOINT_MUST)
 
 def _rollback(c):
     if c.in_transaction: c.execute('rollback')
@@ -307,7 +312,7 @@ def changed(self:SqliteFile)->bool:
 
 @patch
 def _open_reader(self:SqliteFile):
-    with self._writer.lock:
+    with self._opens:                                         # not the writer's lock: its commit may wait for the disk
         if self._reader: return
         r = _Conn(self.path, opener=self._opener)
         with r.use(self.wait_s) as c:
@@ -318,7 +323,7 @@ def _open_reader(self:SqliteFile):
 @patch
 def private(self:SqliteFile,
     wait_s:float, # How long to wait for the lock, in seconds
-)->apsw.Connection: # Inside a transaction; for the caller to commit and close
+)->Conn: # Inside a transaction; for the caller to commit and close
     "A connection of the caller's own that holds the write lock. Raises `StoreBusy` or `StoreError`"
     p = _Conn(self.path, opener=self._opener)
     try:
@@ -331,7 +336,7 @@ def private(self:SqliteFile,
 
 @patch
 def as_database(self:SqliteFile,
-    conn:apsw.Connection, # What `private` gave
+    conn:Conn, # What `private` gave
 ): # A fastlite `Database`
     "The connection, as the app knows databases"
     from fastlite import Database
@@ -339,7 +344,7 @@ def as_database(self:SqliteFile,
 
 @patch
 def commit(self:SqliteFile,
-    conn:apsw.Connection, # What `private` gave
+    conn:Conn, # What `private` gave
 ):
     "Commit a private connection. Raises `StoreError`"
     try: conn.execute('commit')
@@ -349,30 +354,29 @@ def commit(self:SqliteFile,
 CHECKPOINT,CHECKPOINT_MUST = 600,1500   # pages in the log at which the sweep copies them, and at which a commit does
 
 @patch
-def _grown(self:SqliteFile, conn, name, pages):
-    "Called by SQLite after each commit with the length of the log"
-    self.wal_pages = pages
-    if pages>=CHECKPOINT_MUST:
-        try: conn.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        except apsw.Error: pass       # somebody else is at it; an error here would make a commit that was done look failed
-    return apsw.SQLITE_OK
+def _written(self:SqliteFile):
+    "Pages that this process has added to the log so far; None if a commit is under way"
+    if not self._writer.lock.acquire(blocking=False): return None
+    try: return self._writer.conn.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
+    finally: self._writer.lock.release()
 
 @patch
 def checkpoint(self:SqliteFile):
     "Copy the log into the file if it has grown long. Commits go on meanwhile. Raises `StoreError`"
-    if self.wal_pages<CHECKPOINT: return
+    if self.memory or (n := self._written()) is None or n-self._copied<CHECKPOINT: return
     if self._reader is None: self._open_reader()
     try:
         with self._reader.use(.1) as c: c.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
     except StoreBusy: return      # another process is at it
-    self.wal_pages = 0
+    self._copied = n
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #a0935575
 @patch
 def close(self:SqliteFile):
     "Close both connections. Waits for whoever is using them"
     if not self.memory and self.moved(): self._part()
-    for o in (self._reader, None if self.memory else self._writer):
+    with self._opens: both = self._reader,None if self.memory else self._writer
+    for o in both:
         if o:
             with o.lock: o.conn.close()
 
@@ -472,7 +476,7 @@ def _wait(self:SqliteFile, op, wait_s):
     "Wait until `op` is done, or leads"
     try:
         if not op.woken.acquire(timeout=max(wait_s, 0)) and self._withdraw(op):
-            raise StoreBusy(f'{self.path} stayed locked for {wait_s:.2g} s')
+            raise self._writer.busy(wait_s)
     except StoreBusy: raise
     except BaseException:                    # a signal's exception while waiting: do not leave with the lead
         with self._qlock:
@@ -538,7 +542,7 @@ def _alone(self:SqliteFile, sql, row, wait_s):
     w = self._writer
     try:
         if self.inode!=_inode(self.path) or self.log!=_inode(self._log) and self.log is not None: raise self._gone()
-        if not w.lock.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s')
+        if not w.lock.acquire(timeout=max(wait_s, 0)): raise w.busy(wait_s)
         try:
             w.deadline = time.monotonic()+wait_s
             if not self._full: self._set_full(True)

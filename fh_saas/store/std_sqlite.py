@@ -9,7 +9,7 @@ __all__ = ['StdConn', 'std_connect', 'StdStore']
 import apsw, re, sqlite3, time
 from urllib.parse import quote
 from fastcore.basics import patch
-from .base import StoreError
+from .base import Conn, StoreError
 from .notes import SqliteStore
 from .sqlite_file import store_error
 from typing import Callable
@@ -46,9 +46,16 @@ class StdConn:
     def config(self,
         *args, # Ignored
     ): "Nothing: `sqlite3` of Python 3.11 cannot be told"
-    def set_wal_hook(self,
-        f:Callable, # Ignored
-    ): "Nothing: SQLite copies the log by itself"
+    def wal_autocheckpoint(self,
+        pages:int, # So long may the log be
+    ):
+        "Have the commit that makes the log longer copy it"
+        self.raw.execute(f'pragma wal_autocheckpoint={pages:d}').fetchall()
+    def status(self,
+        what:int, # Ignored
+    )->tuple: # (0, 0)
+        "Nothing: `sqlite3` does not tell how long the log is, so a commit copies it and never the sweep"
+        return 0,0
 
 # %% ../../nbs/store/23_std_sqlite.ipynb #367c1aa2
 def _error(e):
@@ -145,7 +152,7 @@ class StdStore(SqliteStore):
         raw.execute(f'pragma busy_timeout={int(wait_s*1000)}')
         return c
     def as_database(self,
-        conn:StdConn, # What `private` gave
+        conn:Conn, # What `private` gave
     ): # A fastsql `Database`
         "The connection, as the app knows databases"
         return self.app.database(conn)

@@ -200,7 +200,7 @@ class Machine(RuleBasedStateMachine):
             had.append(at)
             count[f'slot of a schedule, {name}'] += 1
             self.model.submit([Job(id, 'plain', 'a', 2, key=key)], to_iso(self.now))
-            before[id] = after[id]|dict(ready=1)
+            before[id] = after[id]|dict(ready=1, fence=0)        # it may have been claimed, and held, in the same turn
 
     def started(self, lane, a):
         if any(a is x for o in self.owners for x in o.hands): return

@@ -36,7 +36,7 @@ MUTANTS = {
     'nothing is flushed': (POWER.format(['submit']), "sf._settings = lambda c: c.execute('pragma journal_mode=wal; pragma synchronous=off').fetchall(); sf.SqliteFile._set_full = lambda s, full: None"),
     'nothing is flushed, with checkpoints': (POWER.format(['logs']), "sf._settings = lambda c: c.execute('pragma journal_mode=wal; pragma synchronous=off').fetchall(); sf.SqliteFile._set_full = lambda s, full: None"),
     'a submit is not flushed': (POWER.format(['submit']), "sf._settings = lambda c: c.execute('pragma journal_mode=wal; pragma synchronous=normal').fetchall(); sf.SqliteFile._set_full = lambda s, full: None"),
-    'an end is not flushed': (POWER.format(['end']), "w = sf.SqliteFile.writing; sf.SqliteFile.writing = lambda s, wait_s=None, durable=True: w(s, wait_s, False)"),
+    'an end is not flushed': (POWER.format(['end']), "w = sf.SqliteFile.writing; sf.SqliteFile.turning = sf.SqliteFile.writing = lambda s, wait_s=None, durable=True: w(s, wait_s, False)"),
     'a transaction is not flushed': (POWER.format(['transaction']), '''
 was,private = sf._settings,sf.SqliteFile.private
 def weak(s, wait_s):

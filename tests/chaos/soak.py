@@ -78,6 +78,17 @@ def submit(folder, seed, until):
         else: told(kind, opt().submit(kind, f, n=n)[0])
         time.sleep(.004)
 
+def probe(folder):
+    "Does nothing but ask the disk, as the ledger does: if it is late, the machine is, and not the package. What was late goes into a file"
+    fd = os.open(folder/'probe', os.O_WRONLY|os.O_CREAT)
+    while True:
+        t = time.time()
+        os.pwrite(fd, b'x', 0); os.fsync(fd); time.sleep(.05)
+        if time.time()-t>.5: _late(folder, 'disk', t)
+
+def _late(folder, what, t):
+    with open(folder/'late', 'a') as f: f.write(f'{what} {t:.3f} {time.time()-t:.2f}\n')
+
 def watch(folder):
     "Looks again and again whether more run under a limit than may"
     m,most = mgr(folder, worker=False),0
@@ -114,7 +125,7 @@ def run(seconds=30., workers=3, seed=None, disk=None, older=None):
 def _storm(folder, seconds, workers, r, hatch):
     "Kill every 50 to 500 ms, and have one in six stand still for as long instead; the kills as (time, pid)"
     end,kills = time.time()+seconds,[]
-    ws,sub,eye = [hatch(i) for i in range(workers)],fork(submit, folder, r.random(), end),fork(watch, folder)
+    ws,sub,eye,disk = [hatch(i) for i in range(workers)],fork(submit, folder, r.random(), end),fork(watch, folder),fork(probe, folder)
     while time.time()<end:
         time.sleep(r.uniform(.05, .5))
         i = r.randrange(workers+1) if r.random()<.5 else r.randrange(workers)
@@ -122,10 +133,11 @@ def _storm(folder, seconds, workers, r, hatch):
         if r.random()<1/6:
             os.kill(pid, signal.SIGSTOP); time.sleep(r.uniform(.05, .5)); os.kill(pid, signal.SIGCONT)
             continue
-        os.kill(pid, signal.SIGKILL); kills.append((time.time(), pid)); reap(pid)
+        os.kill(pid, signal.SIGKILL); kills.append((t := time.time(), pid)); reap(pid)
+        if time.time()>t+.5: _late(folder, 'death', t)
         if i<workers: ws[i] = hatch(i)
         else: sub = fork(submit, folder, r.random(), end)
-    for o in (sub, eye, *ws): os.kill(o, signal.SIGKILL); kills.append((time.time(), o)); reap(o)
+    for o in (sub, eye, disk, *ws): os.kill(o, signal.SIGKILL); kills.append((time.time(), o)); reap(o)
     return kills
 
 def _calm(folder, workers, hatch, s=90.):
@@ -180,7 +192,11 @@ def _check(folder, kills, seed):
         f'effects of transactions {sum(effects.values()):,}, each once; steps begun {sum(steps.values()):,}; crashes charged {sum((j.attempts or "").count("crashed") for j in jobs.values()):,}',
         f'most that ran under a limit of {LIMIT}: {most}',
         *_recovered(lines, kills, jobs),
-        f'longest time in which nothing was written to the ledger, as when the disk does not answer: {max((b-a for a,b in pairwise(sorted(float(o[0]) for o in lines))), default=0):.1f} s']))
+        f'longest time in which nothing was written to the ledger: {max((b-a for a,b in pairwise(sorted(float(o[0]) for o in lines))), default=0):.1f} s; the machine was late, in s: {_lates(folder)}']))
+
+def _lates(folder):
+    got = [o.split() for o in (folder/'late').read_text().splitlines()] if (folder/'late').exists() else []
+    return '; '.join(f'{k} {len(v)} times, at most {max(v):.1f}' for k in ('disk', 'death') if (v := [float(o[2]) for o in got if o[0]==k])) or 'never'
 
 def _recovery(lines, kills):
     "For each job that a kill cut short for the first time: (when it was killed, when it began again, its id)"
