@@ -43,6 +43,8 @@ def _cursors(raw, n=1):
         cs[-1].adapters.register_dumper(str, _Text)
     return cs[:n]
 
+def _cursor(raw): return _cursors(raw)[0]
+
 class PgConn:
     "A connection of the driver's, with the calls that the store makes on SQLite's"
     def __init__(self,
@@ -55,7 +57,7 @@ class PgConn:
         self._last = self._all = 0
         self.queued,self.last,self.first = [],[],None    # statements to go with the next one, and with the commit; see Fewer answers to wait for
         self.turns = False                 # whether turns of others go on beside this transaction
-        self._cur, = _cursors(raw)
+        self._cur = _cursor(raw)
     def __repr__(self): return f'PgConn({self.raw!r})'
     @property
     def in_transaction(self):
