@@ -1,13 +1,11 @@
 "A tenant for each test, and no worker left after it; tests run side by side, save those that measure"
-import contextlib, os, signal, sys, time
+import contextlib, os, signal, sys
 from pathlib import Path
 import pytest
-from _pytest.runner import runtestprotocol
 
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)   # hundreds of processes are started below, and each would compile the package anew
 sys.path.insert(0, str(Path(__file__).parent/'apps'))   # their tasks are importable here by the name they have there
 from util import PgTenant, SqlTenant, Tenant, stop_worker
-from still import Watch
 from turn import turn
 from pg import pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
 
@@ -15,7 +13,6 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
     config.addinivalue_line('markers', 'on_sqlite(why): only on SQLite')
 
-@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(): return int(os.environ.get('PYTEST_XDIST_AUTO_NUM_WORKERS') or 4)     # more than there are cores, since tests wait a lot
 
 def alone(item): return item is not None and item.get_closest_marker('alone') is not None
@@ -33,24 +30,6 @@ def pytest_runtest_protocol(item, nextitem):
     try: return (yield)
     finally:
         if not (alone(item) and alone(nextitem)): _turn.close(); _turn = None
-
-class Again:
-    "Runs a test again that failed while the machine stood still, see still.py; what it reports is the second run"
-    def __init__(self): self.watch = Watch()
-    def pytest_sessionfinish(self): self.watch.close()
-    def pytest_runtest_protocol(self, item, nextitem):
-        began = time.monotonic()
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        reports = runtestprotocol(item, log=False, nextitem=nextitem)
-        if any(o.failed for o in reports) and (s := self.watch.stood(began)):
-            reports = runtestprotocol(item, log=False, nextitem=nextitem)
-            reports[0].sections.append(('Again', f'its first run failed while the machine stood still for {s:.0f} s'))
-        for o in reports: item.ihook.pytest_runtest_logreport(report=o)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        return True
-
-def pytest_sessionstart(session):
-    if hasattr(session.config, 'workerinput') or not getattr(session.config.option, 'tx', None): session.config.pluginmanager.register(Again())     # where tests run
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
