@@ -156,7 +156,7 @@ def _own(self:PgStore, sql, args=()):
     self._c.own(sql, args)
     return self._c.changes()
 
-# %% ../../nbs/store/22_postgres.ipynb #34a7c7d6
+# %% ../../nbs/store/22_postgres.ipynb #b4311588
 _GLANCE = """select coalesce((select json_agg(json_build_array(id,lease_until)) from tenant_workers),'[]'), exists(select 1 from tenant_jobs where ready=3),
     exists(select 1 from tenant_jobs where ready=2), exists(select 1 from tenant_jobs where ready=1), (select run_at from tenant_jobs where ready<=0 order by run_at limit 1)"""
 
@@ -165,7 +165,7 @@ def glance(self:PgStore)->_sqlite.Glance: # `owners` are pairs (owner, lease_unt
     "What there is to look after"
     return _sqlite.Glance(*self._patiently(lambda c: c.own(_GLANCE))[0])
 
-# %% ../../nbs/store/22_postgres.ipynb #b4311588
+# %% ../../nbs/store/22_postgres.ipynb #41c4303a
 SLACK_S = 2.    # a lease that would gain less than that is left as it is
 
 @patch
