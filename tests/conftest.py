@@ -1,25 +1,20 @@
 "A tenant for each test, and no worker left after it; tests run side by side, save those that measure"
-import contextlib, fcntl, os, signal, sys, tempfile
+import contextlib, os, signal, sys
 from pathlib import Path
 import pytest
 
 os.environ.pop('PYTHONDONTWRITEBYTECODE', None)   # hundreds of processes are started below, and each would compile the package anew
 sys.path.insert(0, str(Path(__file__).parent/'apps'))   # their tasks are importable here by the name they have there
 from util import PgTenant, SqlTenant, Tenant, stop_worker
+from turn import turn
 from pg import pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
     config.addinivalue_line('markers', 'on_sqlite(why): only on SQLite')
 
-@contextlib.contextmanager
-def turn(alone):
-    "Hold the machine, for this test alone or together with other processes' tests. Who comes takes a place at the door first, so that a steady stream of tests cannot keep out the one that wants to be alone"
-    with open(Path(tempfile.gettempdir())/f'fh_saas-tests-{os.getuid()}.lock', 'a+') as f:
-        fcntl.lockf(f, fcntl.LOCK_EX, 1, 0)
-        fcntl.lockf(f, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, 1, 1)
-        fcntl.lockf(f, fcntl.LOCK_UN, 1, 0)
-        yield
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(): return int(os.environ.get('PYTEST_XDIST_AUTO_NUM_WORKERS') or 4)     # more than there are cores, since tests wait a lot
 
 def alone(item): return item is not None and item.get_closest_marker('alone') is not None
 

@@ -63,6 +63,43 @@ def test_saas(tmp_path):
         until(lambda: 'May: 10 sent' in c.get('/').text, 30)
         assert c.get('/').text.count('May: 10 sent')==1
 
+# --- several machines
+
+@pytest.mark.timeout(240)
+def test_three_workers_on_postgres(tmp_path, pg):
+    "The commands of the compose file: three workers share the work of two tenants; one is killed at it and every report is written once"
+    yaml = pytest.importorskip('yaml', reason='the docs tools bring it')
+    c = yaml.safe_load((examples/'postgres/compose.yaml').read_text())['services']
+    assert c['worker']['deploy']['replicas']==3 and c['web']['environment']['FH_SAAS_WORKER']=='0' and c['web']['environment']['DATABASE_URL']==c['worker']['environment']['DATABASE_URL']
+    shutil.copy(examples/'postgres'/'app.py', tmp_path)
+    web,work,port = c['web']['command'][1:],c['worker']['command'][1:],free_port()
+    web[web.index('--port')+1] = str(port)
+    url = f'http://127.0.0.1:{port}'
+    show = lambda id: httpx.get(f'{url}/{id}').json()
+    def worker(n):                                      # a folder of its own for its presence: another machine
+        return started(tmp_path, '-c', 'from fh_saas.cli import main; main()', *work, DATABASE_URL=pg, FH_SAAS_RUN_DIR=str(tmp_path/f'machine{n}'))
+    with started(tmp_path, '-m', 'uvicorn', *web, DATABASE_URL=pg, FH_SAAS_WORKER='0', FH_SAAS_RUN_DIR=str(tmp_path/'web')):
+        until(lambda: '"ok":true' in get(f'{url}/health'), 60)
+        assert httpx.post(f'{url}/nobody/reports', data=dict(n=1)).status_code==404
+        post = lambda id, **kw: httpx.post(f'{url}/{id}/reports', data=kw)
+        assert len(post('acme', n=2).json()['jobs'])==2 and show('acme')['pending']==2
+        with worker(1) as one, worker(2), worker(3):
+            until(lambda: show('acme')['completed']==2, 60)
+            first,wrote = 2,{}
+            while len(wrote)<3 and first<1000:                          # until all three are up and take part
+                post('acme', n=40, first=first); post('globex', n=20, first=first)
+                first += 40
+                until(lambda: sum(show('acme')['reports'].values())==first, 60, .05)
+                wrote = show('acme')['reports']|show('globex')['reports']
+            assert len(wrote)==3, wrote
+            post('globex', n=6, first=5000, seconds=2)
+            until(lambda: show('globex')['running']>=6, 20, .02)        # two threads each
+            one.kill(); one.wait()
+            until(lambda: sum(show('globex')['reports'].values())==(first-2)//40*20+6, 60, .1)
+            until(lambda: not show('globex')['running'], 20, .1)
+            assert (show('globex')['failed'], show('globex')['pending'])==(0, 0)
+    assert not [l for f in tmp_path.glob('err*') for l in f.read_text().splitlines() if 'Traceback' in l]
+
 # --- a worker of its own
 
 def exec_of(unit):
@@ -110,8 +147,9 @@ def test_units_and_compose_files():
     assert c['web']['volumes']==c['worker']['volumes']==['data:/data'] and c['web']['environment']=={'FH_SAAS_WORKER':'0'}
     assert all(isinstance(o['command'], list) for o in c.values())
     if shutil.which('docker') and not subprocess.run(['docker', 'compose', 'version'], capture_output=True).returncode:
-        r = subprocess.run(['docker', 'compose', '-f', str(examples/'worker/compose.yaml'), 'config', '-q'], capture_output=True, text=True)
-        assert r.returncode==0, r.stderr
+        for o in 'worker', 'postgres':
+            r = subprocess.run(['docker', 'compose', '-f', str(examples/o/'compose.yaml'), 'config', '-q'], capture_output=True, text=True)
+            assert r.returncode==0, r.stderr
     if shutil.which('systemd-analyze'):
         for o in 'myapp-web.service', 'myapp-worker.service':
             r = subprocess.run(['systemd-analyze', 'verify', str(examples/'worker'/o)], capture_output=True, text=True)

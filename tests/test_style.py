@@ -113,6 +113,13 @@ def test_no_raw_cells(nb):
     assert not raw, 'a raw cell is never run'
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda p:p.name)
+def test_title_has_a_cell_of_its_own(nb):
+    "nbdev takes the title and the line under it out of the first cell of text, and drops what else is in it"
+    first = next(''.join(c['source']) for c in cells(nb) if c['cell_type']=='markdown')
+    lost = [l for l in first.splitlines() if l.strip() and not l.startswith('# ')]
+    assert len(lost)<=1 and all(l.startswith('> ') for l in lost), f'put this into the next cell, or no page shows it: {lost[1:]}'
+
+@pytest.mark.parametrize('nb', notebooks, ids=lambda p:p.name)
 def test_size(nb):
     "Counted and shown, not enforced"
     cs = cells(nb)

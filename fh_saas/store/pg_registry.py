@@ -101,9 +101,9 @@ class _Shared(PgPool):
         PgPool.__init__(self, lambda: server.connect(db), server.most)
         self.server,self._room = server,server.room
     @contextmanager
-    def use(self, wait_s):
+    def use(self, wait_s, schema=None):
         self.server.make_room(self)
-        with PgPool.use(self, wait_s) as raw: yield raw
+        with PgPool.use(self, wait_s, schema) as raw: yield raw
 
 # %% ../../nbs/store/23_pg_registry.ipynb #854e0616
 LAYOUTS = 'schema','database'

@@ -46,6 +46,7 @@ class PgStoreConn(PgConn):
         args:tuple=(), # Bound values
     ):
         "Run a statement, or what PostgreSQL needs in its place"
+        if sql is _controls._FIRST and self.first is not None: return self.first
         if sql is _flow._MISSING: PgConn.execute(self, _SHARE, args)
         return PgConn.execute(self, _instead.get(sql, sql), args)
 
@@ -156,6 +157,15 @@ def _own(self:PgStore, sql, args=()):
     return self._c.changes()
 
 # %% ../../nbs/store/22_postgres.ipynb #b4311588
+_GLANCE = """select coalesce((select json_agg(json_build_array(id,lease_until)) from tenant_workers),'[]'), exists(select 1 from tenant_jobs where ready=3),
+    exists(select 1 from tenant_jobs where ready=2), exists(select 1 from tenant_jobs where ready=1), (select run_at from tenant_jobs where ready<=0 order by run_at limit 1)"""
+
+@patch
+def glance(self:PgStore)->_sqlite.Glance: # `owners` are pairs (owner, lease_until) here, which saves asking for them
+    "What there is to look after"
+    return _sqlite.Glance(*self._patiently(lambda c: c.own(_GLANCE))[0])
+
+# %% ../../nbs/store/22_postgres.ipynb #41c4303a
 SLACK_S = 2.    # a lease that would gain less than that is left as it is
 
 @patch
@@ -164,7 +174,7 @@ def renew(self:PgStore,
     until:str, # Until when it holds
 ):
     "Put the owner on record with a lease until then, give or take two seconds; inside `writing()` or `turning()`"
-    self._own('''insert into tenant_workers values(%s,%s) on conflict(id) do update set lease_until=excluded.lease_until
+    self._c.post('''insert into tenant_workers values(%s,%s) on conflict(id) do update set lease_until=excluded.lease_until
         where tenant_workers.lease_until<%s''', (owner, until, to_iso(from_iso(until)-SLACK_S)))
 
 # %% ../../nbs/store/22_postgres.ipynb #bd924a68
@@ -179,25 +189,29 @@ def _batch(self:PgStore, sql, rows, clash=False):
     "Change the rows, and free those who waited for the jobs; the places of those whose claim no longer held"
     if not rows: return []
     c = self._c
-    if clash and len(rows)>1: lost = self._one_by_one(sql, rows)
-    else: lost = _refused(c, sql, rows)
-    if _flow.any_waits(c): self.over([o[-2] for o in rows])
+    if clash and len(rows)>1: lost,waits = self._one_by_one(sql, rows),_flow.any_waits(c)
+    else:
+        done,waits,*first = c.own_all((sql, _columns(rows)), (_WAITS, ()), *[(_FIRST, ())]*c.turns)
+        lost = _others(done, rows)
+        if first: c.first = first[0]
+    if waits: self.over([o[-2] for o in rows])
     return lost
 
-def _refused(c, sql, rows):
-    done = {n for n, in c.own(sql, _columns(rows)).fetchall()}
-    return [i for i in range(len(rows)) if i+1 not in done] if len(done)<len(rows) else []
+_WAITS = 'select 1 from tenant_job_parents limit 1'
+
+def _others(done, rows): return [i for i in range(len(rows)) if i+1 not in got] if len(got := {n for n, in done})<len(rows) else []
+def _refused(c, sql, rows): return _others(c.own(sql, _columns(rows)), rows)
 
 @patch
 def _one_by_one(self:PgStore, sql, rows):
     "All at once; if a unique key is in the way, each by itself"
     c = self._c
-    c.raw.execute('savepoint held')
+    c.post('savepoint held')
     try: lost = _refused(c, sql, rows)
     except psycopg.errors.UniqueViolation:
         c.raw.execute('rollback to held')
         lost = [i for i,o in enumerate(rows) if _refused(c, sql, [o])]
-    c.raw.execute('release held')
+    c.post('release held')
     return lost
 
 # %% ../../nbs/store/22_postgres.ipynb #7dc98d91
@@ -251,12 +265,12 @@ def meter(self:PgStore,
 def _do(self:PgStore, sql, args=()):
     c = self._c
     if not sql.startswith(_sqlite._AGAIN): return c.execute(sql, args).fetchall()
-    c.raw.execute('savepoint again')
+    c.post('savepoint again')
     try: rows = c.execute(sql, args).fetchall()
     except psycopg.errors.UniqueViolation:
         c.raw.execute('rollback to again')
         rows = self._each_again(args)
-    c.raw.execute('release again')
+    c.post('release again')
     return rows
 
 @patch
