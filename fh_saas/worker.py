@@ -774,4 +774,12 @@ def _leave(sig, frame):
 
 def _hold(): _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 def _let(): signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(threading.get_ident()))
-if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_let)
+
+def _in_child():
+    "Handlers of this package are not for children, and say in `former` what was there before"
+    h = signal.getsignal(signal.SIGTERM)
+    while f := getattr(h, 'former', None): h = f(signal.SIGTERM)
+    if h in (signal.SIG_DFL, _leave): signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_in_child)
