@@ -185,7 +185,7 @@ def _turn_first(self:Worker):
     try: return not self.todo[0].store.remote
     except IndexError: return False
 
-# %% ../nbs/15_worker.ipynb #16525db5
+# %% ../nbs/15_worker.ipynb #6b9da1e5
 @patch
 def _put_off(self:Worker, lane):
     "Whether the end of an attempt may wait for that of the next, because a turn has just been made and there is more to run"
