@@ -19,10 +19,11 @@ PATIENCE_S = .25   # how long maintenance waits for a lock, in seconds: it serve
 
 def rescue(
     lane:Lane, # The database to look after
+    owners:list=None, # Pairs (owner, lease_until) as they were just read; None to read them
 )->int: # Jobs taken back
     "Take back the jobs of owners that are gone. Raises `StoreError` if the database cannot be used"
     n = 0
-    for owner,lease in lane.store.owners():
+    for owner,lease in lane.store.owners() if owners is None else owners:
         if owner==lane.owner: continue
         alive = lane.here.alive(owner) if lane.here else False
         if alive or (alive is None and from_iso(lease)>lane.clock()): continue
@@ -78,7 +79,7 @@ def look_in(
     """Take back what the dead have left, let go what nothing holds any more, and see which parked jobs have a task that is known here and
     when the next job is due. Raises `StoreError`"""
     o = lane.store.glance()
-    n = rescue(lane) if o.owners else 0
+    n = rescue(lane, o.owners if isinstance(o.owners, list) else None) if o.owners else 0
     if lane.hand: lane._obey()
     if o.held: n += lane.limits.reconsider(name=lane._waits_as())
     lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())] if o.parked else []

@@ -437,21 +437,31 @@ def _shut_dbs(self:Tenants):
 
 # %% ../nbs/22_tenants.ipynb #48ceb7e4
 @patch
-def __getitem__(self:Tenants, id):
+def __getitem__(self:Tenants,
+    id:str, # The tenant's id
+)->Tenant:
+    "The tenant of this id, as in `tenants['acme']`. Raises `KeyError` if there is none"
     t = Tenant(self, id if isinstance(id, str) else str(id))
     t.row
     return t
 
 @patch
-def __contains__(self:Tenants, id):
+def __contains__(self:Tenants,
+    id:str, # A tenant's id
+)->bool:
+    "Whether there is such a tenant, as in `'acme' in tenants`"
     r = self.registry.get(id) if isinstance(id, str) else None
     return r is not None and r.status!='deleted'
 
 @patch
-def __iter__(self:Tenants): return iter(self.registry.ids())
+def __iter__(self:Tenants):
+    "Ids of all tenants, in order"
+    return iter(self.registry.ids())
 
 @patch
-def __len__(self:Tenants): return len(self.registry.ids())
+def __len__(self:Tenants)->int:
+    "How many tenants there are"
+    return len(self.registry.ids())
 
 @patch
 def values(self:Tenants)->list: # `Tenant`s in order of ids
@@ -686,8 +696,6 @@ def _empty(self:Tenant, row, drain_s):
         except StoreError: give_back(ts.registry, row)
         ts._changed()
         raise
-
-
 
 # %% ../nbs/22_tenants.ipynb #a63c4b50
 @patch

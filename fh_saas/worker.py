@@ -34,6 +34,7 @@ LOOK_S,MANY = .1,500                     # has a process died? With so many lane
 HOLD_S = .002                            # how long the end of an attempt may wait for company
 TICK_S = .2                              # a job that another thread put off is seen so late at most; what was due before is on time
 
+# %% ../nbs/15_worker.ipynb #f755e28f
 class Worker:
     "The threads that run this process's jobs"
     def __init__(self,
@@ -163,26 +164,33 @@ _STOP = object()
 @patch
 def _one(self:Worker):
     "Do the next thing; False if there is nothing"
-    if self.todo:
-        try: lane = self.todo.popleft()
-        except IndexError: return True
-        lane.queued = False
-        self._visit(lane)
-    elif a := self.ready.pick():
+    if a := None if self._turn_first() else self.ready.pick():
         try: self._run(a)
         finally:
             if not a.late: self.ready.done(a)
         if a.late: return self._retire(a)
         if not self._put_off(a.lane): self._visit(a.lane)
+    elif self.todo:
+        try: lane = self.todo.popleft()
+        except IndexError: return True
+        lane.queued = False
+        self._visit(lane)
     elif (lane := self._next()) and self._room(lane)[0]>0: self._visit(lane)
     else: return False
     return True
 
 # %% ../nbs/15_worker.ipynb #07b9327d
 @patch
+def _turn_first(self:Worker):
+    "Whether a turn comes before what is claimed; see Turns on a server"
+    try: return not self.todo[0].store.remote
+    except IndexError: return False
+
+# %% ../nbs/15_worker.ipynb #6b9da1e5
+@patch
 def _put_off(self:Worker, lane):
     "Whether the end of an attempt may wait for that of the next, because a turn has just been made and there is more to run"
-    if not lane.ready or lane.waiting or lane.closing or time.monotonic()-lane.turned_at>HOLD_S: return False
+    if not lane.ready or lane.waiting or lane.closing or time.monotonic()-lane.turned_at>max(HOLD_S, lane.took): return False
     if lane not in self.held: self.held.append(lane)
     self._watch()
     return True
@@ -253,6 +261,7 @@ def _turn(self:Worker, lane, runner, claim):
     ends = bool(lane.acks)
     try: got = lane.turn(limit, only, .05)      # a lane whose file is locked waits by itself, not in a runner
     finally: self._turners.remove(t)
+    if lane.store.remote: lane.took = time.monotonic()-t
     if ends and self.starved: self._feed()
     self.line.charge(lane, got)
     if limit and len(got)<limit and not only: lane.hungry = False     # that was all there is
@@ -283,7 +292,7 @@ def _spell(self:Worker, lane):
     "Run short tasks in this thread until it is time for a turn"
     at = slot = a = None
     t = rest = time.monotonic()
-    end,me = t+(SPELL_S if len(self.lanes)<2 else SPELL_S/5),threading.get_ident()
+    end,me,near = t+max(SPELL_S if len(self.lanes)<2 else SPELL_S/5, lane.took),threading.get_ident(),not lane.store.remote
     self.spells[me] = spell = [lane, t, None]
     self._watch()
     try:
@@ -296,8 +305,8 @@ def _spell(self:Worker, lane):
             slot,out = a.slot,call(a.task, a.claim, a)
             t,began = time.monotonic(),t
             at = lane.end(a, out, t-began, keep=True)
-            if t>end or not lane.small or self.todo and not self.idle: break
-            others = self.todo or self._turners
+            if t>end or not lane.small or near and self.todo and not self.idle: break
+            others = near and (self.todo or self._turners)
             if not others and t<=rest: continue
             if lane.here: lane.here.unmark(slot, keep=True)
             if others: t = self._give_way(t)
@@ -319,10 +328,10 @@ def _room(self:Worker, lane):
 def _own_room(self:Worker, lane):
     "(how many to claim, JSON list of the only task names to look for or None)"
     if self.stopping or lane.resting or not lane.known.ready(): return 0,None
-    most_at_once = BATCH if len(self.lanes)<2 else BATCH//NEIGHBOUR
+    most_at_once = BATCH if len(self.lanes)<2 else BATCH//(2 if lane.store.remote else NEIGHBOUR)
     most = most_at_once if lane.max_running is None else lane.max_running-len(lane.hand)+len(lane.acks)
     if most<=0: lane.hungry = False; return 0,None
-    slow = max(list(lane.means.values()), default=None)
+    slow = max(list((lane.means or (self.means if lane.store.remote else {})).values()), default=None)
     sync = self.ready.room(lane)
     if slow is not None and sync>0:
         sync = most_at_once-len(lane.small) if slow<SHORT_S else max(sync, int(self.threads*AHEAD_S/slow)-len(self.ready))
@@ -391,7 +400,7 @@ def _clock(self:Worker, now):
 @patch
 def _sleep_s(self:Worker):
     "How long nothing will need the dispatcher, in seconds"
-    if self._watching: return HOLD_S if self.held else 2*STUCK_S if self.spells else AHEAD_S
+    if self._watching or self.todo: return HOLD_S if self.held else 2*STUCK_S if self.spells else AHEAD_S
     return max(0., min(self._clocked, self.deadlines[0][0] if self.deadlines else float('inf'))-time.monotonic())
 
 # %% ../nbs/15_worker.ipynb #3855a7db
@@ -424,28 +433,37 @@ def look_into(self:Worker,
     if self._call({name}):
         for o in self.sources: o.look_into(name)
 
+# %% ../nbs/15_worker.ipynb #51029beb
+@patch
+def _soon(self:Worker):
+    "Whether a runner will see to the next turn: it waits for a server's answer, or runs what is short"
+    try: return self.todo[0].store.remote and bool(self.spells or any(o>time.monotonic()-.1 for o in list(self._turners)))
+    except IndexError: return True
+
 @patch
 def _help(self:Worker):
     "Make the turns for which no runner is free"
     for _ in range(len(self.todo)):
+        if self._soon(): return
         try: lane = self.todo.popleft()
         except IndexError: return
         lane.queued = False
         self._visit(lane, runner=False)
 
+# %% ../nbs/15_worker.ipynb #71bae035
 @patch
 def _look(self:Worker, now):
     "Free what is stuck behind a task that was thought to be short, and give back claims that nobody has begun"
     for lane,since,_ in list(self.spells.values()):
-        if now-since<STUCK_S: continue
+        if now-since<max(STUCK_S, lane.took): continue
         self._offer_small(lane)
         if lane.acks: self.kick(lane)
     for _ in range(len(self.held)):
         lane = self.held.popleft()
-        if now-lane.turned_at<HOLD_S: self.held.append(lane)
+        if now-lane.turned_at<max(HOLD_S, lane.took): self.held.append(lane)
         elif lane.acks: self.kick(lane)
     for lane in self.ready.lanes():
-        self.ready.take_back(lane, now-STALE_S)
+        self.ready.take_back(lane, now-max(STALE_S, 4*lane.took))
         if lane.back: self.kick(lane)
     if self.ready and self.idle: self._tickets.put(None)      # the runner for newcomers may be had by now
     if not (self.spells or self.ready or self.held): self._watching = False
@@ -556,6 +574,7 @@ def _sweep(self:Worker, beat, dead=None):
         except Exception: log.exception('%r met an error of fh_saas itself and goes on', o)
     for lane in list(self.lanes): self._tend(lane, beat, bool(lane.here and dead.get(id(lane.here))))
 
+# %% ../nbs/15_worker.ipynb #9506314d
 @patch
 def _tend(self:Worker, lane, beat=False, must=False):
     "Look after one lane if there may be anything to see to, or somebody has died"
@@ -565,7 +584,7 @@ def _tend(self:Worker, lane, beat=False, must=False):
     if lane.pause_until>time.monotonic():
         if must: self.owed.add(lane)
         return
-    if not lane.pin(): return
+    if self._often(lane) and not (must or beat) or not lane.pin(): return
     try:
         if lane.store.moved(): self._lost(lane)
         elif must or beat or self._restless(lane): self._care(lane, beat)
@@ -586,6 +605,12 @@ def _lost(self:Worker, lane):
     log.error('%s; what was under way there is lost', lane.store._gone())
     lane.close()
 
+# %% ../nbs/15_worker.ipynb #5346500d
+@patch
+def _often(self:Worker, lane):
+    "Whether it was looked after a moment ago: with many lanes on a server, once a second is enough"
+    return lane.store.remote and len(self.lanes)>NEIGHBOUR and time.monotonic()-lane.cared<1.5*SWEEP_S
+
 @patch
 def _restless(self:Worker, lane):
     "Whether anything may have changed since the last look"
@@ -594,10 +619,12 @@ def _restless(self:Worker, lane):
 @patch
 def _care(self:Worker, lane, beat):
     "Look after one lane"
+    lane.cared = time.monotonic()
     due = look_in(lane)
     lane.store.checkpoint()
     lane.lately,lately = set(),lane.lately
-    for k in set(lane.means)-lately: lane.means.pop(k, None)     # what has not run for a while says nothing about what comes
+    if lane.store.remote: self.means.update(lane.means)          # a turn is dear there: the next lane need not begin with one job
+    for k in set(lane.means)-lately if lately else (): lane.means.pop(k, None)     # what has not run while others did says nothing about what comes
     if beat:
         heartbeat(lane)
         lane.seen = release_lost(lane, lane.seen)
@@ -752,4 +779,12 @@ def _leave(sig, frame):
 
 def _hold(): _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 def _let(): signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(threading.get_ident()))
-if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_let)
+
+def _in_child():
+    "Handlers of this package are not for children, and say in `former` what was there before"
+    h = signal.getsignal(signal.SIGTERM)
+    while f := getattr(h, 'former', None): h = f(signal.SIGTERM)
+    if h in (signal.SIG_DFL, _leave): signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_in_child)

@@ -13,6 +13,7 @@ def pytest_configure(config):
     config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
     config.addinivalue_line('markers', 'on_sqlite(why): only on SQLite')
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(): return int(os.environ.get('PYTEST_XDIST_AUTO_NUM_WORKERS') or 4)     # more than there are cores, since tests wait a lot
 
 def alone(item): return item is not None and item.get_closest_marker('alone') is not None

@@ -6,7 +6,7 @@ from fh_saas.tenants import Tenants
 from util import root
 
 def long_form(*args):
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'tests.chaos', '--only', *args], cwd=root, capture_output=True, text=True, timeout=110)
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'tests.chaos', '--only', *args], cwd=root, capture_output=True, text=True, timeout=280)
     assert p.returncode==0, p.stdout+p.stderr
 
 def test_any_order_of_events():

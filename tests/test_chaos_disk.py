@@ -12,7 +12,7 @@ def test_power_lost_before_every_flush():
 
 def disk(code):
     "In a process of its own, as it forks"
-    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import logging; logging.disable(50)\nfrom tests.chaos import disk\n'+code], cwd=root, capture_output=True, text=True, timeout=110)
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', 'import logging; logging.disable(50)\nfrom tests.chaos import disk\n'+code], cwd=root, capture_output=True, text=True, timeout=280)
     assert p.returncode==0, p.stdout+p.stderr
 
 def test_each_call_to_the_disk_fails():

@@ -9,9 +9,9 @@ from fh_saas.cli import main
 from fh_saas.tenants import Tenants
 
 fh_saas = [sys.executable, '-c', 'import sys; sys.argv[0] = "fh_saas"; from fh_saas.cli import main; main()']
-def run(*args, **kw): return subprocess.run([*fh_saas, *args], capture_output=True, text=True, timeout=30, **kw)
+def run(*args, **kw): return subprocess.run([*fh_saas, *args], capture_output=True, text=True, timeout=90, **kw)
 
-def until(f, s=20, what='it'):
+def until(f, s=60, what='it'):
     end = time.monotonic()+s
     while not (v := f()):
         assert time.monotonic()<end, f'{what} did not happen within {s} s'

@@ -1,5 +1,5 @@
 "What the tests of the engine share: waiting for things, other processes, servers"
-import inspect, os, re, signal, subprocess, sys, time
+import inspect, os, re, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from fh_saas.utils_bgtsk import BackgroundTaskManager
 root = Path(__file__).resolve().parent.parent
 apps = root/'tests/apps'
 
-def until(f, s=20., every=.005):
+def until(f, s=60., every=.005):
     "Wait until `f()` is true, and return what it gave; fails after `s` seconds"
     end = time.monotonic()+s
     while not (v := f()):
@@ -19,12 +19,24 @@ def until(f, s=20., every=.005):
         time.sleep(every)
     return v
 
-def done(m, id, s=20., status='completed'):
+def done(m, id, s=60., status='completed'):
     "The job once it has that status"
     until(lambda: m.get_job(id).status==status, s)
     return m.get_job(id)
 
-def all_done(m, n, s=30., status='completed'): until(lambda: len(m.list_jobs(status=status, limit=10**6))==n, s, .02)
+def all_done(m, n, s=60., status='completed'): until(lambda: len(m.list_jobs(status=status, limit=10**6))==n, s, .02)
+
+class Pulse:
+    "How late the machine is: what a thread takes longer than 5 ms that only sleeps so long and flushes a byte. Bounds that grow with it hold on a busy machine too, and are as tight as ever on an idle one"
+    def __init__(self, folder): self.file,self.late,self._end = Path(folder)/'pulse',0.,threading.Event()
+    def __enter__(self): self._t = threading.Thread(target=self._beat, daemon=True); self._t.start(); return self
+    def __exit__(self, *a): self._end.set(); self._t.join()
+    def _beat(self):
+        with open(self.file, 'wb', buffering=0) as f:
+            while not self._end.is_set():
+                t = time.monotonic()
+                time.sleep(.005); f.write(b'x'); os.fsync(f.fileno())
+                self.late = max(self.late, time.monotonic()-t-.005)
 
 class Tenant:
     "A folder with a database, and the managers made on it"
@@ -114,7 +126,7 @@ def start_py(t, code, *args, pre=PRE, **kw):
     return subprocess.Popen([sys.executable, '-c', pre+code, str(t.path), str(t.dir), *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             stdin=subprocess.PIPE, text=True, cwd=t.dir, env=env(**kw))
 
-def run_py(t, code, *args, s=40, rc=0, **kw):
+def run_py(t, code, *args, s=90, rc=0, **kw):
     "Run it to its end; what it printed"
     p = start_py(t, code, *args, **kw)
     try: o,e = p.communicate(timeout=s)
@@ -122,7 +134,7 @@ def run_py(t, code, *args, s=40, rc=0, **kw):
     assert rc is None or p.returncode==rc, f'exit code {p.returncode}\n{o}{e}'
     return o
 
-def said(p, word, s=20.):
+def said(p, word, s=60.):
     "Read the process's output up to the line `word`"
     for line in p.stdout:
         if line.strip()==word: return
@@ -151,7 +163,7 @@ class Server:
         cmd = args or ['-m', 'uvicorn', app, '--port', '0', '--no-access-log']
         self.p = subprocess.Popen([sys.executable, *cmd], stdout=open(self.out, 'w'), stderr=subprocess.STDOUT, cwd=t.dir,
                                   env=env(FH_DB=str(t.path), FH_DIR=str(t.dir), **kw))
-        port = until(self._port, 30)
+        port = until(self._port)
         self.c = httpx.Client(base_url=f'http://127.0.0.1:{port}', timeout=10)
         self.port = int(port)
     def _port(self):

@@ -77,6 +77,8 @@ def readme(check=False):
 
 # --- the site
 
+DUNDER,NAME,BARE = re.compile(r'(?<=\.)__(\w+)__'),r'\1',r'\_\_\1\_\_'     # `Tenants.__len__`, whose underscores would be bold print
+
 def anchors(md):
     "Give each heading below the title, code aside, the identifier that Quarto gives it"
     title,*lines = md.splitlines()
@@ -90,7 +92,7 @@ def anchors(md):
             plain = re.sub(r'\[([^\]]*)\]\([^)]*\)', r'\1', h[1])
             nm = re.sub(r'^[^a-z]+', '', re.sub(r'\s', '-', re.sub(r'[^\w\s.-]', '', plain).strip().lower())) or 'section'
             n = seen[nm] = seen.get(nm, -1)+1
-            l = f'{l} {{#{nm}{f"-{n}" if n else ""}}}'
+            l = f'{DUNDER.sub(BARE, l)} {{#{DUNDER.sub(NAME, nm)}{f"-{n}" if n else ""}}}'
         res.append(l)
     return '\n'.join(res)+'\n'
 
@@ -98,6 +100,7 @@ def local_links(md, page):
     "Turn links to the published site, and to notebooks, into links between the pages built here"
     base = re.escape(f'{cfg.doc_host}{cfg.doc_baseurl}')
     md = re.sub(rf'{base}/?([\w./-]*\.html)?(?=[)"#>\s])', lambda m: relpath(m[1] or 'index.html', page.parent), md)
+    md = re.sub(r'\]\([^)\s]*#[^)\s]*\)', lambda m: DUNDER.sub(NAME, m[0]), md)
     return re.sub(r'(?<=\]\()([^):\s]+\.ipynb)', lambda m: str(html_path(Path(m[1]))), md)
 
 def nav(contents, pages):

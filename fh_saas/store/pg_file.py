@@ -7,9 +7,9 @@ __all__ = ['STILL_S', 'WATCH', 'SYNC_S', 'locks', 'PgConn', 'greet', 'PgPool', '
            'pg_version', 'PgFile']
 
 # %% ../../nbs/store/21_pg_file.ipynb #198f8bc0
-import os, re, socket, threading, time
+import os, re, select, socket, threading, time
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fastcore.basics import patch
 from .base import Conn, StoreBusy, StoreError
 from .pg_sql import in_schema, pg_sql, quoted
@@ -35,12 +35,15 @@ class _Rows(list):
         super().__init__(cur.fetchall() if cur.description else ())
     def fetchall(self): return self
 
-def _cursor(raw):
-    "A cursor for the store's statements; what is said of texts above is not for the app's"
-    if (c := getattr(raw, '_fh_saas_cursor', None)) is None:
-        raw._fh_saas_cursor = c = raw.cursor()
-        c.adapters.register_dumper(str, _Text)
-    return c
+def _cursors(raw, n=1):
+    "Cursors for the store's statements; what is said of texts above is not for the app's"
+    cs = raw.__dict__.setdefault('_fh_saas_cursors', [])
+    while len(cs)<n:
+        cs.append(raw.cursor())
+        cs[-1].adapters.register_dumper(str, _Text)
+    return cs[:n]
+
+def _cursor(raw): return _cursors(raw)[0]
 
 class PgConn:
     "A connection of the driver's, with the calls that the store makes on SQLite's"
@@ -52,13 +55,14 @@ class PgConn:
     ):
         self.raw,self.schema,self.locks,self.key,self.give = raw,schema,locks or {},key,raw.close
         self._last = self._all = 0
-        self.last = []                     # statements of PostgreSQL's own for the end of the transaction, with their values
+        self.queued,self.last,self.first = [],[],None    # statements to go with the next one, and with the commit; see Fewer answers to wait for
+        self.turns = False                 # whether turns of others go on beside this transaction
         self._cur = _cursor(raw)
     def __repr__(self): return f'PgConn({self.raw!r})'
     @property
     def in_transaction(self):
         "Whether a transaction is open and can go on"
-        return self.raw.info.transaction_status in (psycopg.pq.TransactionStatus.INTRANS, psycopg.pq.TransactionStatus.ACTIVE)
+        return bool(self.queued) or self.raw.info.transaction_status in (psycopg.pq.TransactionStatus.INTRANS, psycopg.pq.TransactionStatus.ACTIVE)
 
 # %% ../../nbs/store/21_pg_file.ipynb #87d9b09c
 @patch
@@ -81,6 +85,8 @@ def own(self:PgConn,
 
 @patch
 def _ran(self:PgConn, sql, args):
+    self.first = None
+    if self.queued: return self._sent((sql, args))[0]
     self._cur.execute(sql, args)
     self._last = max(0, self._cur.rowcount)
     self._all += self._last
@@ -104,6 +110,36 @@ def total_changes(self:PgConn)->int:
     "Rows that all statements changed so far"
     return self._all
 
+# %% ../../nbs/store/21_pg_file.ipynb #a0e93224
+_together = (lambda raw: raw.pipeline()) if psycopg.capabilities.has_pipeline() else (lambda raw: nullcontext())
+
+@patch
+def _sent(self:PgConn, *qs):
+    "Send what is queued and these, wait once; `_Rows` for each of these"
+    queued,self.queued = self.queued,[]
+    cs = _cursors(self.raw, len(queued)+len(qs))
+    with _together(self.raw):
+        for c,q in zip(cs, (*queued, *qs)): c.execute(*q)
+    for c in cs[len(queued):]: self._last = max(0, c.rowcount); self._all += self._last
+    return [_Rows(c) for c in cs[len(queued):]]
+
+@patch
+def own_all(self:PgConn,
+    *qs, # Pairs (one statement of PostgreSQL's own, its values)
+)->list: # What each gave
+    "Run statements one after the other, and wait once. The later ones see what the earlier ones did"
+    self.first = None
+    return self._sent(*[(in_schema(sql, self.schema), args or None) for sql,args in qs])
+
+@patch
+def post(self:PgConn,
+    sql:str, # One statement of PostgreSQL's own
+    args:tuple=(), # Bound values
+):
+    "Run a statement with the next one, or with the commit"
+    self.first = None
+    self.queued.append((in_schema(sql, self.schema), args or None))
+
 # %% ../../nbs/store/21_pg_file.ipynb #c8b03c7d
 _LOCKS = dict(main=1, flow=2, limits=3)   # who else may write · who frees children · who counts what runs
 
@@ -112,7 +148,7 @@ def lock(self:PgConn,
     name:str, # "main", "flow" or "limits"
 ):
     "Wait until nobody else has the lock; until the end of the transaction nobody else will"
-    self.raw.execute(f'select pg_advisory_xact_lock({self._lock_key(name)})')
+    self.post(f'select pg_advisory_xact_lock({self._lock_key(name)})')
 
 @patch
 def _lock_key(self:PgConn, name): return f'{0x66687300+_LOCKS[name]},{self.key}'
@@ -123,21 +159,24 @@ def begin(self:PgConn,
     alone:bool=True, # Whether nobody else may write meanwhile; False if turns of others may
 ):
     "Begin a transaction. A process that stands still in it is thrown out by the server, and its locks with it"
-    self.raw.execute(f"begin; set local synchronous_commit=on; set local lock_timeout={max(1, int(wait_s*1000))}; set local jit=off; "
-        f"set local enable_seqscan=off; set local enable_bitmapscan=off; set local enable_hashjoin=off; set local enable_mergejoin=off; set local idle_in_transaction_session_timeout={int(STILL_S*1000)}; "
-        f"select pg_advisory_xact_lock{'' if alone else '_shared'}({self._lock_key('main')})")
+    self.turns = not alone
+    self.post('begin')
+    self.post(_SET, (str(max(1, int(wait_s*1000))),))
+    self.post(f"select pg_advisory_xact_lock{'' if alone else '_shared'}({self._lock_key('main')})")
+    if alone: self._sent()
 
 @patch
 def commit(self:PgConn):
     "Run what was put off to the end, and commit"
-    for sql,args in self.last: self.own(sql, args)
-    self.raw.execute('commit')
+    self.own_all(*self.last, ('commit', ()))
 
 STILL_S = 10.     # how long a process may stand still within a transaction of ours
+_SET = 'select '+','.join(f"set_config('{k}','{v}',true)" for k,v in dict(synchronous_commit='on', jit='off', enable_seqscan='off', enable_bitmapscan='off', enable_hashjoin='off',
+    enable_mergejoin='off', idle_in_transaction_session_timeout=int(STILL_S*1000)).items())+",set_config('lock_timeout',%s,true)"
 
 # %% ../../nbs/store/21_pg_file.ipynb #b9e7058b
 WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000; '    # for the server's side
-_WATCH_BLOCK = WATCH.replace('set ', 'set local ')
+_BLOCK = 'select '+re.sub(r"set (\w+)=(\d+); ", r"set_config('\1','\2',true),", WATCH)+"set_config('synchronous_commit','on',true),set_config('lock_timeout',%s,true)"
 
 def greet(
     raw, # A new connection of the driver's, in autocommit
@@ -183,12 +222,14 @@ def _new(self:PgPool):
 @contextmanager
 def use(self:PgPool,
     wait_s:float, # Longest wait for a connection, in seconds
+    schema:str=None, # Whose tables are to be used: best is one that knows them
 ): # A connection of the driver's, outside a transaction
     "A connection for the block"
     if not self._room.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'all connections to the server were in use for {wait_s:.2g} s')
     raw = None
     try:
-        raw = self._free() or self._new()
+        raw = self._knows(schema) or self._free() or self._new()
+        if schema: raw.__dict__.setdefault('_fh_saas_knows', set()).add(schema)
         yield raw
         if raw.info.transaction_status==psycopg.pq.TransactionStatus.IDLE and not self.closed: self.free.append(raw); raw = None
     finally:
@@ -196,11 +237,28 @@ def use(self:PgPool,
         self._room.release()
 
 @patch
+def _knows(self:PgPool, schema):
+    "A free connection that has used the schema before: to read what tables there are takes longer than a statement"
+    for raw in list(self.free) if schema else ():
+        if schema not in getattr(raw, '_fh_saas_knows', ()): continue
+        try: self.free.remove(raw)
+        except ValueError: continue
+        if not raw.closed and not _said(raw): return raw
+        raw.close()
+
+@patch
 def _free(self:PgPool):
     while self.free:
         try: raw = self.free.pop()
         except IndexError: break
-        if not raw.closed: return raw
+        if not raw.closed and not _said(raw): return raw
+        raw.close()
+
+def _said(raw):
+    "Whether the server has said something that nobody asked for, most likely good-bye"
+    try: p = select.poll(); p.register(raw.fileno(), select.POLLIN)
+    except (psycopg.Error, AttributeError): return raw.closed
+    return bool(p.poll(0))
 
 @patch
 def close(self:PgPool):
@@ -347,7 +405,7 @@ def _prepare(self:PgFile, create):
 def _short(self:PgFile, wait_s=None):
     "A connection for one statement or two, each its own transaction"
     try:
-        with self._pool.use(self.wait_s if wait_s is None else wait_s) as raw: yield self._conn(raw)
+        with self._pool.use(self.wait_s if wait_s is None else wait_s, self.schema) as raw: yield self._conn(raw)
     except psycopg.Error as e: raise pg_error(e, self.path) from e
 
 @patch
@@ -357,7 +415,7 @@ def _patiently(self:PgFile, f, wait_s=None):
     pause = .01
     while True:
         try:
-            with self._pool.use(max(0., end-time.monotonic())) as raw: return f(self._conn(raw))
+            with self._pool.use(max(0., end-time.monotonic()), self.schema) as raw: return f(self._conn(raw))
         except psycopg.Error as e:
             if not is_lost(e) or time.monotonic()+pause>=end: raise pg_error(e, self.path) from e
         time.sleep(pause)
@@ -404,7 +462,7 @@ def _within(self:PgFile, wait_s, alone):
 
 def _undo(raw):
     "Roll back, so that the connection can be used again; if that cannot be, it is thrown away"
-    try: raw.execute('rollback')
+    try: raw.info.transaction_status==psycopg.pq.TransactionStatus.IDLE or raw.execute('rollback')
     except psycopg.Error: pass
 
 @patch
@@ -412,7 +470,7 @@ def _undo(raw):
 def _begun(self:PgFile, wait_s, alone):
     end,pause = time.monotonic()+wait_s,.01
     while True:
-        with self._pool.use(wait_s) as raw:
+        with self._pool.use(wait_s, self.schema) as raw:
             self._writer.conn = c = self._conn(raw, locks)
             try: c.begin(max(.001, end-time.monotonic()), alone)
             except psycopg.Error as e:
@@ -471,7 +529,7 @@ def private(self:PgFile,
         c = self._conn(raw, locks)
         c.give = give
         if self._pool.pooled: raw.prepare_threshold = None
-        c.raw.execute(_WATCH_BLOCK+f'set local synchronous_commit=on; set local lock_timeout={max(1, int(wait_s*1000))}')
+        with _together(raw): raw.execute(_BLOCK, (str(max(1, int(wait_s*1000))),))      # with the driver's own `begin`
     except psycopg.Error as e: raise pg_error(e, self.path) from e
     return c
 

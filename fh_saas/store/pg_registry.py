@@ -101,9 +101,9 @@ class _Shared(PgPool):
         PgPool.__init__(self, lambda: server.connect(db), server.most)
         self.server,self._room = server,server.room
     @contextmanager
-    def use(self, wait_s):
+    def use(self, wait_s, schema=None):
         self.server.make_room(self)
-        with PgPool.use(self, wait_s) as raw: yield raw
+        with PgPool.use(self, wait_s, schema) as raw: yield raw
 
 # %% ../../nbs/store/23_pg_registry.ipynb #854e0616
 LAYOUTS = 'schema','database'
@@ -176,7 +176,7 @@ class _Ringing(PgStoreConn):
         args:tuple=(), # Bound values
     ):
         "Run a statement"
-        if (sql is _postgres._INSERT or sql is _postgres._INSERT_1) and DUE in (args[_READY] if isinstance(args[_READY], list) else (args[_READY],)): sql,args = f'with ring as ({self.ring[0]}) {sql}',(*self.ring[1], *args)
+        if (sql is _postgres._INSERT or sql is _postgres._INSERT_1) and DUE in (getattr(args[_READY], 'vals', (args[_READY],))): sql,args = f'with ring as ({self.ring[0]}) {sql}',(*self.ring[1], *args)
         return PgStoreConn.own(self, sql, args)
 
 def _in_schema(ring):

@@ -46,6 +46,7 @@ class PgStoreConn(PgConn):
         args:tuple=(), # Bound values
     ):
         "Run a statement, or what PostgreSQL needs in its place"
+        if sql is _controls._FIRST and self.first is not None: return self.first
         if sql is _flow._MISSING: PgConn.execute(self, _SHARE, args)
         return PgConn.execute(self, _instead.get(sql, sql), args)
 
@@ -54,6 +55,20 @@ class PgStore(PgFile, SqliteStore):
     conn_type = PgStoreConn
 
 # %% ../../nbs/store/22_postgres.ipynb #67ca2ca0
+class _Array(str):
+    "A column as PostgreSQL writes an array"
+    def __new__(cls, vals):
+        if None in vals: s = ','.join(['NULL' if o is None else _item(o) if isinstance(o, str) else repr(o) for o in vals])
+        elif not isinstance(vals[0], str): s = ','.join(map(repr, vals))
+        elif (s := '\0'.join(vals)).count('\0')>=len(vals): s = ','.join(map(_item, vals))
+        else: s = '"'+s.replace('\\', '\\\\').replace('"', '\\"').replace('\0', '","')+'"'
+        self = str.__new__(cls, '{'+s+'}')
+        self.vals = vals
+        return self
+
+def _item(s): return '"'+s.replace('\0', '\\0').replace('\\', '\\\\').replace('"', '\\"')+'"'
+
+# %% ../../nbs/store/22_postgres.ipynb #ceed3233
 _KINDS = {int:'bigint', float:'float8', str:'text'}
 _ALL = [(o.name, _KINDS[o.type]) for o in fields(NewJob)]
 _values = attrgetter(*[n for n,_ in _ALL])
@@ -62,7 +77,7 @@ _INSERT_1 = f"""insert into tenant_jobs(status,{','.join(n for n,_ in _ALL)}) va
 
 def _columns(rows):
     "Rows as columns"
-    return [list(o) for o in zip(*rows)]
+    return [_Array(o) for o in zip(*rows)]
 
 def _put_rows(c, jobs):
     if len(jobs)==1: c.own(_INSERT_1, _values(jobs[0]))
@@ -155,6 +170,15 @@ def _own(self:PgStore, sql, args=()):
     self._c.own(sql, args)
     return self._c.changes()
 
+# %% ../../nbs/store/22_postgres.ipynb #34a7c7d6
+_GLANCE = """select coalesce((select json_agg(json_build_array(id,lease_until)) from tenant_workers),'[]'), exists(select 1 from tenant_jobs where ready=3),
+    exists(select 1 from tenant_jobs where ready=2), exists(select 1 from tenant_jobs where ready=1), (select run_at from tenant_jobs where ready<=0 order by run_at limit 1)"""
+
+@patch
+def glance(self:PgStore)->_sqlite.Glance: # `owners` are pairs (owner, lease_until) here, which saves asking for them
+    "What there is to look after"
+    return _sqlite.Glance(*self._patiently(lambda c: c.own(_GLANCE))[0])
+
 # %% ../../nbs/store/22_postgres.ipynb #b4311588
 SLACK_S = 2.    # a lease that would gain less than that is left as it is
 
@@ -164,7 +188,7 @@ def renew(self:PgStore,
     until:str, # Until when it holds
 ):
     "Put the owner on record with a lease until then, give or take two seconds; inside `writing()` or `turning()`"
-    self._own('''insert into tenant_workers values(%s,%s) on conflict(id) do update set lease_until=excluded.lease_until
+    self._c.post('''insert into tenant_workers values(%s,%s) on conflict(id) do update set lease_until=excluded.lease_until
         where tenant_workers.lease_until<%s''', (owner, until, to_iso(from_iso(until)-SLACK_S)))
 
 # %% ../../nbs/store/22_postgres.ipynb #bd924a68
@@ -179,25 +203,29 @@ def _batch(self:PgStore, sql, rows, clash=False):
     "Change the rows, and free those who waited for the jobs; the places of those whose claim no longer held"
     if not rows: return []
     c = self._c
-    if clash and len(rows)>1: lost = self._one_by_one(sql, rows)
-    else: lost = _refused(c, sql, rows)
-    if _flow.any_waits(c): self.over([o[-2] for o in rows])
+    if clash and len(rows)>1: lost,waits = self._one_by_one(sql, rows),_flow.any_waits(c)
+    else:
+        done,waits,*first = c.own_all((sql, _columns(rows)), (_WAITS, ()), *[(_FIRST, ())]*c.turns)
+        lost = _others(done, rows)
+        if first: c.first = first[0]
+    if waits: self.over([o[-2] for o in rows])
     return lost
 
-def _refused(c, sql, rows):
-    done = {n for n, in c.own(sql, _columns(rows)).fetchall()}
-    return [i for i in range(len(rows)) if i+1 not in done] if len(done)<len(rows) else []
+_WAITS = 'select 1 from tenant_job_parents limit 1'
+
+def _others(done, rows): return [i for i in range(len(rows)) if i+1 not in got] if len(got := {n for n, in done})<len(rows) else []
+def _refused(c, sql, rows): return _others(c.own(sql, _columns(rows)), rows)
 
 @patch
 def _one_by_one(self:PgStore, sql, rows):
     "All at once; if a unique key is in the way, each by itself"
     c = self._c
-    c.raw.execute('savepoint held')
+    c.post('savepoint held')
     try: lost = _refused(c, sql, rows)
     except psycopg.errors.UniqueViolation:
         c.raw.execute('rollback to held')
         lost = [i for i,o in enumerate(rows) if _refused(c, sql, [o])]
-    c.raw.execute('release held')
+    c.post('release held')
     return lost
 
 # %% ../../nbs/store/22_postgres.ipynb #7dc98d91
@@ -251,12 +279,12 @@ def meter(self:PgStore,
 def _do(self:PgStore, sql, args=()):
     c = self._c
     if not sql.startswith(_sqlite._AGAIN): return c.execute(sql, args).fetchall()
-    c.raw.execute('savepoint again')
+    c.post('savepoint again')
     try: rows = c.execute(sql, args).fetchall()
     except psycopg.errors.UniqueViolation:
         c.raw.execute('rollback to again')
         rows = self._each_again(args)
-    c.raw.execute('release again')
+    c.post('release again')
     return rows
 
 @patch

@@ -145,6 +145,7 @@ def run(tenants=200, jobs=50_000, machines=3, engine='postgres', kills=4, cut_s=
         t.join(); r.verify(wait_s)
         s = time.monotonic()-r.t0
         logs = ''.join(m.log() for m in r.ms)
+        if 'an error of fh_saas itself' in logs: print(logs[-6000:])
         return r.out | {'tenants':tenants, 'jobs':r.jobs, 'engine':engine, 'kills':kills, 'restarts':restarts, 'cut for s':cut_s, 'seconds':round(s, 1), 'jobs a second, all in':round(r.jobs/s),
                         'ends that came too late and were refused':logs.count('came too late and was refused'), 'internal errors':logs.count('an error of fh_saas itself')}
     except BaseException:
