@@ -327,15 +327,23 @@ def test_neighbours_rollback(t, notes):
     "P5: a plain submit while another thread has a transaction open on the same Database, and undoes it, stays"
     m,db = t.look(),t.dbs[0]
     opened,go = threading.Event(),threading.Event()
+    def run(sql):
+        if not hasattr(db, 'engine'): return db.conn.execute(sql)
+        import sqlalchemy as sa
+        return None if sql=='begin' else db.conn.rollback() if sql=='rollback' else db.conn.execute(sa.text(sql))      # which begins by itself
     def neighbour():
-        db.conn.execute('begin')               # a read transaction, as a plain `begin` is
-        db.conn.execute('select * from note').fetchall()
-        opened.set(); go.wait(10)
-        db.conn.execute('rollback')
-    th = threading.Thread(target=neighbour); th.start()
-    opened.wait(10)
-    id,_ = m.submit('a', add, a=1)
-    go.set(); th.join()
+        run('begin')                           # a read transaction, as a plain `begin` is
+        run('select * from note').fetchall()
+        opened.set()
+        assert go.wait(30)
+        run('rollback')
+    with ThreadPoolExecutor(1) as ex:
+        done = ex.submit(neighbour)
+        try:
+            assert opened.wait(10) or done.result()
+            id,_ = m.submit('a', add, a=1)
+        finally: go.set()
+        done.result()
     assert m.get_job(id).status=='pending'
 
 @pytest.mark.on_sqlite('a submit on a server waits for nobody')

@@ -228,6 +228,29 @@ threading.Thread(target=end).start()
 m.run(stop=stop)
 assert m.get_job(id).result=='[[4,9],-15]', m.get_job(id)''')
 
+@pytest.mark.parametrize('own', [False, True])
+def test_a_forked_child_has_the_handler_that_the_app_had(t, own):
+    "One of this package, in Python, would not be called while the child waits for a lock, as those of a `multiprocessing.Pool` do: it would never end"
+    run_py(t, f"own = {own}"+'''
+def mine(sig, frame): os._exit(3)
+if own: signal.signal(signal.SIGTERM, mine)
+def forks():
+    r,w = os.pipe()
+    if (pid := os.fork())==0: os.write(w, str(signal.getsignal(signal.SIGTERM)).encode()); os._exit(0)
+    os.waitpid(pid, 0)
+    return os.read(r, 1000).decode()
+m = mgr(tasks=[forks], worker=False)
+id,_ = m.submit('f', forks)
+stop = threading.Event()
+def end():
+    until = time.monotonic()+20
+    while m.get_job(id).status!='completed' and time.monotonic()<until: time.sleep(.01)
+    stop.set()
+threading.Thread(target=end).start()
+m.run(stop=stop)
+got = m.get_job(id).result
+assert 'mine' in got or 'handler' in got if own else got==f'"{signal.SIG_DFL}"', got''')
+
 def test_child_of_a_task(t):
     "A task may fork or start processes of its own"
     code = FORK+'''

@@ -1,5 +1,5 @@
 "What the tests of the engine share: waiting for things, other processes, servers"
-import inspect, os, re, signal, subprocess, sys, time
+import inspect, os, re, signal, subprocess, sys, threading, time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +26,18 @@ def done(m, id, s=60., status='completed'):
     return m.get_job(id)
 
 def all_done(m, n, s=60., status='completed'): until(lambda: len(m.list_jobs(status=status, limit=10**6))==n, s, .02)
+
+class Pulse:
+    "How late the machine is: what a thread takes longer than 5 ms that only sleeps so long and flushes a byte. Bounds that grow with it hold on a busy machine too, and are as tight as ever on an idle one"
+    def __init__(self, folder): self.file,self.late,self._end = Path(folder)/'pulse',0.,threading.Event()
+    def __enter__(self): self._t = threading.Thread(target=self._beat, daemon=True); self._t.start(); return self
+    def __exit__(self, *a): self._end.set(); self._t.join()
+    def _beat(self):
+        with open(self.file, 'wb', buffering=0) as f:
+            while not self._end.is_set():
+                t = time.monotonic()
+                time.sleep(.005); f.write(b'x'); os.fsync(f.fileno())
+                self.late = max(self.late, time.monotonic()-t-.005)
 
 class Tenant:
     "A folder with a database, and the managers made on it"
