@@ -45,6 +45,9 @@ def main():
     if sys.argv[1:2]==['control']:
         from bench import control
         return control.main(sys.argv[2:])
+    if sys.argv[1:2]==['pg']:
+        from bench import pg
+        return pg.main(sys.argv[2:])
     p = argparse.ArgumentParser(prog='python -m bench', description=__doc__)
     p.add_argument('--rounds', type=int, default=5, help='interleaved rounds; medians are shown')
     p.add_argument('--only', nargs='*', metavar='SYSTEM', help='systems to measure beside the limits; all that are there if not given')

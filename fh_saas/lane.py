@@ -78,19 +78,28 @@ class Lane:
         self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
     def __repr__(self): return f'Lane({self.name!r})'
-    def now(self)->str:
-        "The time, as `to_iso` gives it"
-        return to_iso(self.clock())
-    def lease(self)->str:
-        "Until when a claim made now holds"
-        return to_iso(self.clock()+self.lease_s)
-    def waits(self)->bool:
-        "Whether anything waits to be written"
-        return bool(self.acks or self.back or self.handed or self.aside or self.notes)
-    def busy(self)->bool:
-        "Whether anything of this process needs the lane open"
-        return bool(self.pins or self.hand or self.waits() or self.small or self.ready or self.byhand or self.waiting or self.known.held
-                    or any(not o.closed for o in list(self.users)))
+
+# %% ../nbs/11_lane.ipynb #e1a5b629
+@patch
+def now(self:Lane)->str:
+    "The time, as `to_iso` gives it"
+    return to_iso(self.clock())
+
+@patch
+def lease(self:Lane)->str:
+    "Until when a claim made now holds"
+    return to_iso(self.clock()+self.lease_s)
+
+@patch
+def waits(self:Lane)->bool:
+    "Whether anything waits to be written"
+    return bool(self.acks or self.back or self.handed or self.aside or self.notes)
+
+@patch
+def busy(self:Lane)->bool:
+    "Whether anything of this process needs the lane open"
+    return bool(self.pins or self.hand or self.waits() or self.small or self.ready or self.byhand or self.waiting or self.known.held
+                or any(not o.closed for o in list(self.users)))
 
 # %% ../nbs/11_lane.ipynb #37cd7cc0
 def _take(q):
@@ -100,6 +109,7 @@ def _take(q):
         except IndexError: break
     return out
 
+# %% ../nbs/11_lane.ipynb #7275742a
 @patch
 def turn(self:Lane,
     limit:int, # Claim at most so many; 0 for none
@@ -122,11 +132,7 @@ def turn(self:Lane,
             if self.limits.used or self.limits.slots: self._leave_room([*(a.claim for a in acks), *back, *aside], limit)
             claims = self._claim(handed, limit, only)
     except BaseException as e:
-        for q,old in zip(queues, taken): q.extendleft(reversed(old))
-        for o in notes: o.again()
-        self.grants.clear()
-        if self.limits.slots: self.limits.undo()
-        self.limits.put_off = {}
+        self._take_back(queues, taken, notes)
         if not isinstance(e, Exception): raise
         self._sick(e)
         return []
@@ -146,6 +152,15 @@ def turn(self:Lane,
     return out
 
 # %% ../nbs/11_lane.ipynb #5cfde250
+@patch
+def _take_back(self:Lane, queues, taken, notes):
+    "Nothing was committed: all waits on, in its order"
+    for q,old in zip(queues, taken): q.extendleft(reversed(old))
+    for o in notes: o.again()
+    self.grants.clear()
+    if self.limits.slots: self.limits.undo()
+    self.limits.put_off = {}
+
 @patch
 def _tell_of(self:Lane, back, aside):
     "What the turn did beside the ends of attempts"
@@ -562,6 +577,7 @@ def _close(lane):
         if not lane.here.uses: lane.here.close()
     return lane.store
 
+# %% ../nbs/11_lane.ipynb #3017bf33
 @patch
 def pin(self:Lane)->bool: # False if it is closed, or about to be: ask for the file's lane again
     "Keep the lane open until `unpin`"
@@ -586,6 +602,7 @@ def close_idle(self:Lane)->bool: # Whether it was closed
         return self.leaving
     finally: self.turning.release()
 
+# %% ../nbs/11_lane.ipynb #db91f7b7
 generation = [0]   # counts forks; whoever holds a lane of an older one asks for a new lane
 
 _others = weakref.WeakSet()   # open files beside those of lanes

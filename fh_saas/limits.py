@@ -106,6 +106,7 @@ def _of_keys(self, c, claims):
         if t and t.rate: room[f'r:{k}'],rates[k] = room_of_rate(c, k, *t.rate, self.clock()),t.rate
     return room,{f'{a}:{k}':n for k,n in mine.items() for a in 'lr'},rates,{k:t.limit_all for k,t in tasks.items() if t and t.limit_all}
 
+# %% ../nbs/10_limits.ipynb #79ea76a4
 def _part(claims, room):
     "(those that may run, the others by the line that is full); a claim takes a place in each of its lines"
     out,held = [],{}
@@ -116,6 +117,7 @@ def _part(claims, room):
         out.append(o)
     return out,held
 
+# %% ../nbs/10_limits.ipynb #3ec23e34
 @patch
 def admit(self:Limits,
     c, # The connection, inside `writing()`

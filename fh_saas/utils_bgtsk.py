@@ -1124,6 +1124,7 @@ def _on_signals(f):
         if os.getpid()==me: f(sig, frame, old[sig])
         elif callable(old[sig]): old[sig](sig, frame)       # a child that a task has forked
         else: signal.signal(sig, old[sig] or signal.SIG_DFL); os.kill(os.getpid(), sig)
+    handler.former = old.get                                # for forked children, see Worker
     if threading.current_thread() is threading.main_thread():
         for s in (signal.SIGTERM, signal.SIGINT): old[s] = signal.signal(s, handler)
     try: yield

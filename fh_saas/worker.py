@@ -34,6 +34,7 @@ LOOK_S,MANY = .1,500                     # has a process died? With so many lane
 HOLD_S = .002                            # how long the end of an attempt may wait for company
 TICK_S = .2                              # a job that another thread put off is seen so late at most; what was due before is on time
 
+# %% ../nbs/15_worker.ipynb #f755e28f
 class Worker:
     "The threads that run this process's jobs"
     def __init__(self,
@@ -432,6 +433,7 @@ def look_into(self:Worker,
     if self._call({name}):
         for o in self.sources: o.look_into(name)
 
+# %% ../nbs/15_worker.ipynb #51029beb
 @patch
 def _soon(self:Worker):
     "Whether a runner will see to the next turn: it waits for a server's answer, or runs what is short"
@@ -448,6 +450,7 @@ def _help(self:Worker):
         lane.queued = False
         self._visit(lane, runner=False)
 
+# %% ../nbs/15_worker.ipynb #71bae035
 @patch
 def _look(self:Worker, now):
     "Free what is stuck behind a task that was thought to be short, and give back claims that nobody has begun"
@@ -571,6 +574,7 @@ def _sweep(self:Worker, beat, dead=None):
         except Exception: log.exception('%r met an error of fh_saas itself and goes on', o)
     for lane in list(self.lanes): self._tend(lane, beat, bool(lane.here and dead.get(id(lane.here))))
 
+# %% ../nbs/15_worker.ipynb #9506314d
 @patch
 def _tend(self:Worker, lane, beat=False, must=False):
     "Look after one lane if there may be anything to see to, or somebody has died"
@@ -601,6 +605,7 @@ def _lost(self:Worker, lane):
     log.error('%s; what was under way there is lost', lane.store._gone())
     lane.close()
 
+# %% ../nbs/15_worker.ipynb #5346500d
 @patch
 def _often(self:Worker, lane):
     "Whether it was looked after a moment ago: with many lanes on a server, once a second is enough"
@@ -774,4 +779,12 @@ def _leave(sig, frame):
 
 def _hold(): _masks[threading.get_ident()] = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 def _let(): signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop(threading.get_ident()))
-if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_let)
+
+def _in_child():
+    "Handlers of this package are not for children, and say in `former` what was there before"
+    h = signal.getsignal(signal.SIGTERM)
+    while f := getattr(h, 'former', None): h = f(signal.SIGTERM)
+    if h in (signal.SIG_DFL, _leave): signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _let()
+
+if hasattr(os, 'register_at_fork'): os.register_at_fork(before=_hold, after_in_parent=_let, after_in_child=_in_child)

@@ -7,7 +7,7 @@ import apsw, psutil, pytest, work
 from fastlite import Database
 from fh_saas.tasks import shared
 from fh_saas.utils_bgtsk import BackgroundTaskManager, JobNotFound, StoreBusy, StoreError, task
-from util import PRE, done, env, process, run_py, said, until
+from util import Pulse, PRE, done, env, process, run_py, said, until
 
 def add(a, b=1): return a+b
 def nokw(): return 1
@@ -420,8 +420,6 @@ def test_locked_tenants_do_not_hold_up_others(tenants, n):
     good = tenants('good')
     ms = [o.mgr(handoff=0) for o in bad]
     g = good.mgr(handoff=0)
-    id = g.submit('f', work.fails, folder=str(good.dir), name='f')[0]
-    until(lambda: g.get_job(id).retry_count==1)
     lock = "dbs = [opened(o) for o in sys.argv[3:]]\nfor o in dbs: o.conn.execute('begin immediate')\nout('locked'); sys.stdin.readline()"
     for o,m in zip(bad, ms): m.submit('g', work.agated, folder=str(o.dir))
     until(lambda: all(o.log('start') for o in bad))
@@ -429,13 +427,15 @@ def test_locked_tenants_do_not_hold_up_others(tenants, n):
         said(p, 'locked')
         for o in bad: o.go()
         until(lambda: all(o.log('end') for o in bad))
-        took = []
-        while g.get_job(id).status!='completed':
-            began = time.monotonic()
-            done(g, g.submit('q', work.quick, folder=str(good.dir))[0], 10)
-            took.append(time.monotonic()-began)
+        id,took = g.submit('f', work.fails, folder=str(good.dir), name='f')[0],[]       # its retry comes 2 s later
+        with Pulse(good.dir) as pulse:
+            while g.get_job(id).status!='completed':
+                began = time.monotonic()
+                done(g, g.submit('q', work.quick, folder=str(good.dir))[0], 60)
+                took.append(time.monotonic()-began)
         a,b = [float(o[0]) for o in good.log('start')]
-        assert max(took)<.5 and b-a<2.6, f'jobs took up to {max(took):.1f} s, the retry came after {b-a:.1f} s'
+        more = 10*pulse.late
+        assert max(took)<.5+more and b-a<2.6+more, f'jobs took up to {max(took):.1f} s, the retry came after {b-a:.1f} s, the machine was {pulse.late:.2f} s late'
     for m in ms: until(lambda: m.list_jobs(status='completed'))
 
 # --- read-only, full, damaged, gone

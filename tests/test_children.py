@@ -301,8 +301,9 @@ def test_context(t, fault):
 def test_a_step_outlives_the_parent(t):
     "kill -9 of the parent during a step: the child writes nothing afterwards, the step runs again elsewhere"
     with process(t, HOLD, 'stuck_in_step') as p:
-        until(lambda: t.log('start'))
+        pid = until(lambda: t.log('start'))[0][3]
         p.kill(); p.wait()
+        until(lambda: gone(pid))            # as long as nobody has taken the job over, the child may end its step: opened before, the gate may let it
     t.go()
     m = t.mgr(handoff=0)
     all_done(m, 1)

@@ -92,6 +92,14 @@ def test_imports_are_relative(nm):
     full = [ast.unparse(o) for o in ast.parse(sources[nm].read_text(encoding='utf-8')).body if isinstance(o, ast.ImportFrom) and not o.level and top(o.module)=='fh_saas']
     assert not full, f'nbdev makes an import relative where it stands on one line: write two instead of one over two lines: {full}'
 
+@pytest.mark.parametrize('nm', sources)
+def test_no_verb_is_defined_twice(nm):
+    "The later of two would silently take the place of the first"
+    defs = [(*map(ast.unparse, o.decorator_list), ast.unparse(o.args.args[0].annotation), o.name) for o in ast.parse(sources[nm].read_text(encoding='utf-8')).body
+            if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef)) and any(ast.unparse(d).startswith('patch') for d in o.decorator_list)
+            and o.args.args and o.args.args[0].annotation]
+    assert len(defs)==len(set(defs)), sorted(o for o in set(defs) if defs.count(o)>1)
+
 def test_no_import_cycles():
     def walk(nm, seen):
         assert nm not in seen, 'a cycle of imports: ' + ' -> '.join([*seen, nm])

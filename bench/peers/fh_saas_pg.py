@@ -5,8 +5,8 @@ from bench.peers import OnPostgres
 from bench.task import anoop, noop
 
 class Peer(OnPostgres):
-    name,about,needs = 'fh_saas_pg','fh_saas on PostgreSQL synchronous_commit=on; results, history and attempts kept','fh_saas'
-    also = ('psycopg','fastsql')
+    name,about,needs = 'fh_saas_pg','fh_saas on PostgreSQL synchronous_commit=on, 2 processes; results, history and attempts kept','fh_saas'
+    also,nworkers = ('psycopg','fastsql'),2
     def open(self):
         from fastsql import database
         from fh_saas.utils_bgtsk import BackgroundTaskManager

@@ -171,7 +171,7 @@ class _Ringing(PgStoreConn):
         args:tuple=(), # Bound values
     ):
         "Run a statement"
-        if (sql is _postgres._INSERT or sql is _postgres._INSERT_1) and DUE in (args[_READY] if isinstance(args[_READY], list) else (args[_READY],)): sql,args = f'with ring as ({self.ring[0]}) {sql}',(*self.ring[1], *args)
+        if (sql is _postgres._INSERT or sql is _postgres._INSERT_1) and DUE in (getattr(args[_READY], 'vals', (args[_READY],))): sql,args = f'with ring as ({self.ring[0]}) {sql}',(*self.ring[1], *args)
         return PgStoreConn.own(self, sql, args)
 
 def _in_schema(ring):

@@ -55,6 +55,20 @@ class PgStore(PgFile, SqliteStore):
     conn_type = PgStoreConn
 
 # %% ../../nbs/store/22_postgres.ipynb #67ca2ca0
+class _Array(str):
+    "A column as PostgreSQL writes an array"
+    def __new__(cls, vals):
+        if None in vals: s = ','.join(['NULL' if o is None else _item(o) if isinstance(o, str) else repr(o) for o in vals])
+        elif not isinstance(vals[0], str): s = ','.join(map(repr, vals))
+        elif (s := '\0'.join(vals)).count('\0')>=len(vals): s = ','.join(map(_item, vals))
+        else: s = '"'+s.replace('\\', '\\\\').replace('"', '\\"').replace('\0', '","')+'"'
+        self = str.__new__(cls, '{'+s+'}')
+        self.vals = vals
+        return self
+
+def _item(s): return '"'+s.replace('\0', '\\0').replace('\\', '\\\\').replace('"', '\\"')+'"'
+
+# %% ../../nbs/store/22_postgres.ipynb #ceed3233
 _KINDS = {int:'bigint', float:'float8', str:'text'}
 _ALL = [(o.name, _KINDS[o.type]) for o in fields(NewJob)]
 _values = attrgetter(*[n for n,_ in _ALL])
@@ -63,7 +77,7 @@ _INSERT_1 = f"""insert into tenant_jobs(status,{','.join(n for n,_ in _ALL)}) va
 
 def _columns(rows):
     "Rows as columns"
-    return [list(o) for o in zip(*rows)]
+    return [_Array(o) for o in zip(*rows)]
 
 def _put_rows(c, jobs):
     if len(jobs)==1: c.own(_INSERT_1, _values(jobs[0]))
@@ -156,7 +170,7 @@ def _own(self:PgStore, sql, args=()):
     self._c.own(sql, args)
     return self._c.changes()
 
-# %% ../../nbs/store/22_postgres.ipynb #b4311588
+# %% ../../nbs/store/22_postgres.ipynb #34a7c7d6
 _GLANCE = """select coalesce((select json_agg(json_build_array(id,lease_until)) from tenant_workers),'[]'), exists(select 1 from tenant_jobs where ready=3),
     exists(select 1 from tenant_jobs where ready=2), exists(select 1 from tenant_jobs where ready=1), (select run_at from tenant_jobs where ready<=0 order by run_at limit 1)"""
 
@@ -165,7 +179,7 @@ def glance(self:PgStore)->_sqlite.Glance: # `owners` are pairs (owner, lease_unt
     "What there is to look after"
     return _sqlite.Glance(*self._patiently(lambda c: c.own(_GLANCE))[0])
 
-# %% ../../nbs/store/22_postgres.ipynb #41c4303a
+# %% ../../nbs/store/22_postgres.ipynb #b4311588
 SLACK_S = 2.    # a lease that would gain less than that is left as it is
 
 @patch

@@ -137,6 +137,7 @@ def claim(self:SqliteStore,
     self.renew(owner, lease_until)
     return [_new_claim(Claim, o) for o in rows]
 
+# %% ../../nbs/store/02_sqlite.ipynb #8ea318c7
 @patch
 def due_queues(self:SqliteStore)->list: # Names; None for the default queue
     "The queues in which something is due, inside `writing()`. Reads one index entry for each, however many jobs there are"
@@ -215,6 +216,7 @@ def _held(self:SqliteStore, sql, rows):
     if rows and any_waits(self._c): self.over([o[-2] for o in rows])
     return lost
 
+# %% ../../nbs/store/02_sqlite.ipynb #503d6ce9
 @patch
 def _change(self:SqliteStore, sql, rows):
     if not rows: return []
@@ -502,13 +504,6 @@ def get(self:SqliteStore,
     return next(iter(self._rows('select * from tenant_jobs where id=?', (id,))), None)
 
 @patch
-def statuses(self:SqliteStore,
-    ids:list, # Job ids
-)->dict: # Status by id; those that are not there are left out
-    "How jobs are doing"
-    return dict(self.read('select id,status from tenant_jobs where id in (select value from json_each(?))', (_json(ids),)))
-
-@patch
 def get_all(self:SqliteStore,
     ids:list, # Job ids
 )->list: # Dicts of column values, in the order of `ids`; those that do not exist are left out
@@ -530,6 +525,7 @@ def statuses(self:SqliteStore,
     "How several jobs are"
     return dict(self.read('select j.id,j.status from json_each(?) v cross join tenant_jobs j on j.id=v.value', (_json(ids),)))
 
+# %% ../../nbs/store/02_sqlite.ipynb #a7cbb36f
 @patch
 def _rows(self:SqliteStore, sql, args):
     cols = self._columns()
@@ -585,6 +581,7 @@ _FELL = "select count(*) from json_each(?) v join tenant_jobs j on j.id=v.value 
 _STUCK = """select 1 from tenant_jobs c cross join json_each(c.parents) v cross join tenant_jobs p on p.id=v.value
     where c.id=? and c.status in ('failed','cancelled') and c.on_failed<>'run' and p.status in ('failed','cancelled') limit 1"""
 
+# %% ../../nbs/store/02_sqlite.ipynb #3fe339f1
 @patch
 def retry_failed(self:SqliteStore,
     now:str, # The time
@@ -602,6 +599,7 @@ def retry_failed(self:SqliteStore,
             n += len(rows)
             if len(rows)<200: return n-(self._do(_FELL, (_json(kids),))[0][0] if kids else 0)
 
+# %% ../../nbs/store/02_sqlite.ipynb #06eac453
 @patch
 def retry(self:SqliteStore,
     now:str, # The time
@@ -617,6 +615,7 @@ def retry(self:SqliteStore,
     status,task,ready = rows[0]
     return None if ready==DUE else 'unique' if status in ('failed','cancelled') and task else status
 
+# %% ../../nbs/store/02_sqlite.ipynb #6ce02bb7
 @patch
 def discard(self:SqliteStore,
     ids:list, # Job ids; None for all that are unfinished

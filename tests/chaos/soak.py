@@ -191,12 +191,13 @@ def _check(folder, kills, seed):
         f'attempts begun {sum(started.values()):,}, ended {sum(ended.values()):,}; begun more than once {sum(n>1 for n in started.values()):,}, most often {max(started.values())}',
         f'effects of transactions {sum(effects.values()):,}, each once; steps begun {sum(steps.values()):,}; crashes charged {sum((j.attempts or "").count("crashed") for j in jobs.values()):,}',
         f'most that ran under a limit of {LIMIT}: {most}',
-        *_recovered(lines, kills, jobs),
+        *_recovered(lines, kills, jobs, folder),
         f'longest time in which nothing was written to the ledger: {max((b-a for a,b in pairwise(sorted(float(o[0]) for o in lines))), default=0):.1f} s; the machine was late, in s: {_lates(folder)}']))
 
-def _lates(folder):
-    got = [o.split() for o in (folder/'late').read_text().splitlines()] if (folder/'late').exists() else []
-    return '; '.join(f'{k} {len(v)} times, at most {max(v):.1f}' for k in ('disk', 'death') if (v := [float(o[2]) for o in got if o[0]==k])) or 'never'
+def _late_times(folder, what):
+    return [(float(t), float(s)) for k,t,s in map(str.split, (folder/'late').read_text().splitlines()) if k==what] if (folder/'late').exists() else []
+
+def _lates(folder): return '; '.join(f'{k} {len(v)} times, at most {max(s for _,s in v):.1f}' for k in ('disk', 'death') if (v := _late_times(folder, k))) or 'never'
 
 def _recovery(lines, kills):
     "For each job that a kill cut short for the first time: (when it was killed, when it began again, its id)"
@@ -208,19 +209,20 @@ def _recovery(lines, kills):
         elif word=='end': open_.pop(id, None)
     return out
 
-def _recovered(lines, kills, jobs):
-    """How long that took, and which part of it until the death was noticed. Its row says when that was, and tells of crashes of attempts that
-    had begun and had not yet said so: after those a job is put off, and under these kills the children of process tasks often die so"""
-    out,slow = [],[]
-    for what,some in dict(jobs=lambda j: j.job_type!='cpu', **{'process tasks':lambda j: j.job_type=='cpu'}).items():
-        all_,seen,then,more = [],[],[],0
-        for dead,again,id in _recovery([o for o in lines if o[3] in jobs and some(jobs[o[3]])], kills):
-            j = jobs[id]
-            at = [x for o in json.loads(j.attempts or '[]') if o['outcome']=='crashed' and dead<=(x := from_iso(o['at']))<=again]
-            all_.append(again-dead)
-            if len(at)==1: seen.append(at[0]-dead); then.append(again-at[0])
-            else: more += 1
-            slow.append((again-dead, f'{j.job_type} {id}: killed, crashes noted after {", ".join(f"{o-dead:.2f}" for o in at)} s, began again after {again-dead:.2f} s, fence {j.fence}, options {j.backoff}'))
-        out.append(f'from kill to the next start of {what} that were executing, first crash: {percentiles(all_)}; met by another kill before they said so: {more}')
-        out.append(f'    of which until it was noticed: {percentiles(seen)}; from then on: {percentiles(then)}')
-    return out+['    '+o for _,o in sorted(slow, reverse=True)[:5]]
+def _recovered(lines, kills, jobs, folder):
+    """How long that took, and which part of it until the death was noticed. Its row says when that was. A job that has crashed before is put off, and so is one
+    that another kill met before it said that it began. Of process tasks the ledger does not tell: their children die with the worker, under pids of their own"""
+    all_,seen,then,more,late,none,slow,stood = [],[],[],[],[],[],[],_late_times(folder, 'disk')
+    for dead,again,id in _recovery([o for o in lines if o[3] in jobs and jobs[o[3]].job_type!='cpu'], kills):
+        j,s = jobs[id],again-dead
+        crashes = [from_iso(o['at']) for o in json.loads(j.attempts or '[]') if o['outcome']=='crashed']
+        at = [x for x in crashes if dead<=x<=again]
+        if not at: none.append(j.job_type); continue
+        slow.append((s, f'{j.job_type} {id}: crashes noted after {", ".join(f"{o-dead:.2f}" for o in at)} s, began again after {s:.2f} s, claimed {j.fence} times, {sum(x<dead for x in crashes)} crashes before'))
+        if any(x<dead for x in crashes) or len(at)>1: more.append(s)
+        elif any(t<again and t+d>dead for t,d in stood): late.append(s)
+        else: all_.append(s); seen.append(at[0]-dead); then.append(again-at[0])
+    return [f'from kill to the next start of jobs that were executing, first crash: {percentiles(all_)}',
+        f'    of which until it was noticed: {percentiles(seen)}; from then on: {percentiles(then)}',
+        f'    while the disk was late: {percentiles(late)}; with a crash before, or another before it began: {percentiles(more)}',
+        f'    had failed by themselves before the kill: {dict(Counter(none))}', *('    '+o for _,o in sorted(slow, reverse=True)[:5])]
