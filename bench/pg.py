@@ -12,7 +12,7 @@ def peer(name): return import_module(f'bench.peers.{name}').Peer()
 def one(name, what, workers=None):
     "One measure of one system, in a process of its own"
     code = f'import json; from bench import measures, pg; s = pg.peer({name!r}); print(json.dumps(measures.{what}(s{f", workers={workers}" if workers else ""})))'
-    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    p = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
     if p.returncode: raise RuntimeError((p.stderr.strip().splitlines() or ['no word'])[-1])
     return json.loads(p.stdout.splitlines()[-1])
 

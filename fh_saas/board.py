@@ -127,6 +127,7 @@ def _put_line(self:Board, sql, *args):
         c.execute(_AUDIT).fetchall()
         return c.execute(sql+' returning id', args).fetchall()[0][0]
 
+# %% ../nbs/30_board.ipynb #4d2d96b5
 @patch
 def act(self:Board,
     who:str, # Who wants it
@@ -147,6 +148,7 @@ def act(self:Board,
         self._put_line('update tenant_audit set outcome=? where id=?', out, n)
     return out
 
+# %% ../nbs/30_board.ipynb #0864e3c4
 @patch
 def actions(self:Board,
     before:int=None, # Only lines of lower number; None for the newest
@@ -187,6 +189,7 @@ def do_jobs(self:Board,
             emit('jobs.retried', store=lane.name, tenant=lane.tenant, count=len(done))
     return len(done)
 
+# %% ../nbs/30_board.ipynb #a00109e6
 class Round(NamedTuple):
     "How far it has come"
     done: int # To how many jobs it was done

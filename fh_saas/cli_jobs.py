@@ -93,6 +93,7 @@ def find_job(
     (t,j), = got.items()
     return t,p.manager(t),j
 
+# %% ../nbs/33_cli_jobs.ipynb #0eb2e49a
 @command(jobs)
 def _show(
     where:str, # The app, a folder or a file, as in `jobs list`
@@ -113,6 +114,7 @@ def _show(
         lines = [clean(o) for o in s.splitlines()] or ['']
         click.echo(f'{k+":":<14}{lines[0]}' if len(lines)==1 else '\n'.join([f'{k}:', *('    '+o for o in lines)]))
 
+# %% ../nbs/33_cli_jobs.ipynb #3202f326
 @command(jobs)
 def explain(
     where:str, # The app, a folder or a file, as in `jobs list`
@@ -142,6 +144,7 @@ def _one_by_one(where, tenant, ids, json, f):
     p.bad += sum(o['error'] is not None for o in rows)
     p.end()
 
+# %% ../nbs/33_cli_jobs.ipynb #5bf0bcce
 @command(jobs)
 def retry(
     where:str, # The app, a folder or a file, as in `jobs list`
@@ -165,6 +168,7 @@ def retry(
     else: click.echo(f'{sum(o["retried"] for o in rows):,} jobs are pending again'+(f', in {sum(o["retried"]>0 for o in rows):,} tenants' if p.many else ''))
     p.end()
 
+# %% ../nbs/33_cli_jobs.ipynb #cf9d6a0b
 @command(jobs)
 def cancel(
     where:str, # The app, a folder or a file, as in `jobs list`

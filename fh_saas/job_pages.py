@@ -75,6 +75,7 @@ def last_line(
     line = next((o for o in reversed((s or '').splitlines()) if o.strip()), '').strip()
     return line[:most]+('…' if len(line)>most else '')
 
+# %% ../nbs/31_job_pages.ipynb #52d0e784
 def job_row(
     v:View, # The request
     o:dict, # Columns

@@ -137,6 +137,7 @@ def board_here()->Board:
         b = _boards[loop] = Board()
     return b
 
+# %% ../nbs/29_job_streams.ipynb #e0ace6ec
 @patch
 def add(self:Board,
     s:JobStream, # A stream
@@ -161,6 +162,7 @@ def remove(self:Board,
         if _boards.get(self.loop) is self: del _boards[self.loop]
         _unhook()
 
+# %% ../nbs/29_job_streams.ipynb #e8a0126e
 @patch
 def close(self:Board):
     "End all streams"

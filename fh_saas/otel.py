@@ -7,6 +7,7 @@ __all__ = ['MOST_CHARS', 'instrument']
 
 # %% ../nbs/43_otel.ipynb #37f0ebb7
 import msgspec
+from fastcore.basics import patch
 from contextlib import contextmanager
 from . import __version__
 from .around import around, remove_around
@@ -47,40 +48,44 @@ def _attached(ctx):
     try: yield
     finally: detach(token)
 
+# %% ../nbs/43_otel.ipynb #a4b18087
 class _Spans:
     "Makes spans around submits and attempts"
     def __init__(self, tracer, link): self.tracer,self.link = tracer,link
 
-    @contextmanager
-    def submit(self, manager, jobs):
-        t,n = jobs[0].job_type,len(jobs)
-        with self.tracer.start_as_current_span(f'send {t}', kind=SpanKind.PRODUCER, attributes=_what('send', t)) as span:
-            if n==1: span.set_attribute('messaging.message.id', jobs[0].id)
-            else: span.set_attribute('messaging.batch.message_count', n)
-            if id := getattr(manager, 'id', None): span.set_attribute('fh_saas.tenant', id)
-            s = _carried()
-            for o in jobs: o.trace = s
-            yield
+@patch
+@contextmanager
+def submit(self:_Spans, manager, jobs):
+    t,n = jobs[0].job_type,len(jobs)
+    with self.tracer.start_as_current_span(f'send {t}', kind=SpanKind.PRODUCER, attributes=_what('send', t)) as span:
+        if n==1: span.set_attribute('messaging.message.id', jobs[0].id)
+        else: span.set_attribute('messaging.batch.message_count', n)
+        if id := getattr(manager, 'id', None): span.set_attribute('fh_saas.tenant', id)
+        s = _carried()
+        for o in jobs: o.trace = s
+        yield
 
-    def attempt(self, job:JobContext):
-        c,come = job._claim,_extracted(_trace(job))
-        at = trace.get_current_span(come).get_span_context()
-        ctx,links = (Context(), [Link(at)]) if self.link and at.is_valid else (come, ())
-        more = {'messaging.message.id':job.id, 'fh_saas.attempt':job.attempt, 'fh_saas.task':c.task or ''} | ({'fh_saas.tenant':job.tenant} if job.tenant else {})
-        with _attached(come), self.tracer.start_as_current_span(f'process {job.job_type}', context=ctx, kind=SpanKind.CONSUMER, links=links, attributes=_what('process', job.job_type)|more,
-                record_exception=False, set_status_on_exception=False) as span:
-            try: yield
-            except Snooze: span.set_attribute('fh_saas.outcome', 'snoozed'); raise
-            except BaseException as e:
-                span.set_attributes({'fh_saas.outcome':job._a.stop or 'failed', 'error.type':type(e).__qualname__})
-                span.record_exception(e)
-                span.set_status(Status(StatusCode.ERROR, f'{type(e).__name__}: {e}'[:200]))
-                raise
-            else: span.set_attribute('fh_saas.outcome', 'returned')
-
+# %% ../nbs/43_otel.ipynb #d4378017
 def _trace(job):
     try: return job.lane.store.trace(job.id)
     except Exception: return None
+
+@patch
+def attempt(self:_Spans, job:JobContext):
+    c,come = job._claim,_extracted(_trace(job))
+    at = trace.get_current_span(come).get_span_context()
+    ctx,links = (Context(), [Link(at)]) if self.link and at.is_valid else (come, ())
+    more = {'messaging.message.id':job.id, 'fh_saas.attempt':job.attempt, 'fh_saas.task':c.task or ''} | ({'fh_saas.tenant':job.tenant} if job.tenant else {})
+    with _attached(come), self.tracer.start_as_current_span(f'process {job.job_type}', context=ctx, kind=SpanKind.CONSUMER, links=links, attributes=_what('process', job.job_type)|more,
+            record_exception=False, set_status_on_exception=False) as span:
+        try: yield
+        except Snooze: span.set_attribute('fh_saas.outcome', 'snoozed'); raise
+        except BaseException as e:
+            span.set_attributes({'fh_saas.outcome':job._a.stop or 'failed', 'error.type':type(e).__qualname__})
+            span.record_exception(e)
+            span.set_status(Status(StatusCode.ERROR, f'{type(e).__name__}: {e}'[:200]))
+            raise
+        else: span.set_attribute('fh_saas.outcome', 'returned')
 
 # %% ../nbs/43_otel.ipynb #8a0e6fad
 class _Meters:

@@ -55,6 +55,7 @@ def whole(self:View,
     if not (v.isascii() and v.isdigit() and int(v[:20])<2**63): raise HTTPException(400, f'{name} must be a whole number, not {v!r}.')
     return int(v)
 
+# %% ../nbs/30_pages.ipynb #84a4995f
 @patch
 def one_of(self:View,
     name:str, # Of the value
@@ -76,6 +77,7 @@ def instant(self:View,
     try: return to_iso(from_iso(v))
     except (ValueError, OverflowError, OSError): raise HTTPException(400, f'{name} must be a time such as 2026-01-31T09:00, not {v!r}.') from None
 
+# %% ../nbs/30_pages.ipynb #456472fb
 @patch
 def tenant(self:View,
     needed:bool=True, # Whether there must be one; a board with one database has it in any case

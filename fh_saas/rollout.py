@@ -49,6 +49,7 @@ def _checked(tenants, job_type, func, kwargs, max_retries, canaries, batch, stop
     (t or Task(func, name)).check(kwargs)
     return name,*dump_kwargs(func, kwargs)
 
+# %% ../nbs/21_rollout.ipynb #8c5a7295
 def _chosen(tenants, where):
     "Ids of the tenants that are to get it"
     rows = tenants.registry.rows('active')
@@ -58,6 +59,7 @@ def _chosen(tenants, where):
     if where is not None and not callable(where): raise TypeError(f'where must be a function of a TenantRow, or a dict of values by column, not {where!r}')
     return [r.id for r in rows if where is None or where(r)]
 
+# %% ../nbs/21_rollout.ipynb #7134de19
 @patch(cls_method=True)
 def begin(cls:Rollout,
     tenants, # `Tenants`
@@ -83,6 +85,42 @@ def begin(cls:Rollout,
 
 # %% ../nbs/21_rollout.ipynb #0c81444d
 @patch
+def _head(self:Rollout):
+    cols = 'job_type,task,payload,typed,max_retries,state,why,canaries,batch,stop_at_failures'
+    rows = self.tenants.registry.read(f'select {cols} from tenant_rollouts where id=?', (self.id,))
+    if not rows: raise KeyError(f'no rollout {self.id!r}')
+    return dict(zip(cols.split(','), rows[0]))
+
+@patch
+def _mark(self:Rollout, n, state, error, was='running'):
+    with self.tenants.registry.writing() as c:
+        c.execute('update tenant_rollout_jobs set state=?, error=? where rollout=? and n=? and state=?', (state, error, self.id, n, was))
+        return bool(c.changes())
+
+@patch
+def _end(self:Rollout, state, why):
+    with self.tenants.registry.writing() as c:
+        c.execute("update tenant_rollouts set state=?, why=?, ended_at=? where id=? and state='running'", (state, why, to_iso(time.time()), self.id))
+    return True
+
+# %% ../nbs/21_rollout.ipynb #2cfe7cf6
+@patch
+def _look(self:Rollout, r, n, tenant, job_id):
+    "One tenant: submit its job if that has not happened, and see whether it has ended; True if it has"
+    row = self.tenants.registry.get(tenant)
+    if row is None or row.status!='active': return self._mark(n, 'failed', f'tenant is {row.status if row else "gone"}')
+    now = to_iso(time.time())
+    try:
+        with self.tenants[tenant]._file() as f:
+            job = f.get(job_id)
+            if job is None: f.insert([NewJob(job_id, r['job_type'], r['payload'], r['max_retries'], now, r['task'], now, DUE, r['typed'])], 1.)
+    except (StoreError, KeyError) as e: return self._mark(n, 'failed', str(e))
+    if job is None: self.tenants._ring(tenant)
+    if job is None or job['status'] not in FINAL: return False
+    return self._mark(n, 'completed' if job['status']=='completed' else 'failed', job['error_log'] and job['error_log'].strip().splitlines()[-1][:500])
+
+# %% ../nbs/21_rollout.ipynb #3409ebf7
+@patch
 def advance(self:Rollout)->bool: # Whether anything has changed
     "Look at the jobs under way, and submit the next ones. Any process may, at any time"
     reg = self.tenants.registry
@@ -102,41 +140,7 @@ def advance(self:Rollout)->bool: # Whether anything has changed
         self._look(r, *o)
     return bool(moved or todo)
 
-@patch
-def _head(self:Rollout):
-    cols = 'job_type,task,payload,typed,max_retries,state,why,canaries,batch,stop_at_failures'
-    rows = self.tenants.registry.read(f'select {cols} from tenant_rollouts where id=?', (self.id,))
-    if not rows: raise KeyError(f'no rollout {self.id!r}')
-    return dict(zip(cols.split(','), rows[0]))
-
-@patch
-def _mark(self:Rollout, n, state, error, was='running'):
-    with self.tenants.registry.writing() as c:
-        c.execute('update tenant_rollout_jobs set state=?, error=? where rollout=? and n=? and state=?', (state, error, self.id, n, was))
-        return bool(c.changes())
-
-@patch
-def _end(self:Rollout, state, why):
-    with self.tenants.registry.writing() as c:
-        c.execute("update tenant_rollouts set state=?, why=?, ended_at=? where id=? and state='running'", (state, why, to_iso(time.time()), self.id))
-    return True
-
-@patch
-def _look(self:Rollout, r, n, tenant, job_id):
-    "One tenant: submit its job if that has not happened, and see whether it has ended; True if it has"
-    row = self.tenants.registry.get(tenant)
-    if row is None or row.status!='active': return self._mark(n, 'failed', f'tenant is {row.status if row else "gone"}')
-    now = to_iso(time.time())
-    try:
-        with self.tenants[tenant]._file() as f:
-            job = f.get(job_id)
-            if job is None: f.insert([NewJob(job_id, r['job_type'], r['payload'], r['max_retries'], now, r['task'], now, DUE, r['typed'])], 1.)
-    except (StoreError, KeyError) as e: return self._mark(n, 'failed', str(e))
-    if job is None: self.tenants._ring(tenant)
-    if job is None or job['status'] not in FINAL: return False
-    return self._mark(n, 'completed' if job['status']=='completed' else 'failed', job['error_log'] and job['error_log'].strip().splitlines()[-1][:500])
-
-# %% ../nbs/21_rollout.ipynb #2cfe7cf6
+# %% ../nbs/21_rollout.ipynb #f83eff30
 @patch
 def progress(self:Rollout)->dict: # state (`running`, `completed` or `stopped`), why it stopped, and numbers of tenants: total, waiting, running, completed, failed
     "How far it has come"
@@ -149,6 +153,7 @@ def failures(self:Rollout)->dict: # Last line of the error, by tenant
     "The tenants in which it failed"
     return dict(self.tenants.registry.read("select tenant,error from tenant_rollout_jobs where rollout=? and state='failed' order by n", (self.id,)))
 
+# %% ../nbs/21_rollout.ipynb #6cd773fe
 @patch
 def wait(self:Rollout,
     timeout_s:float=None, # Longest wait, in seconds; None for ever
@@ -163,6 +168,7 @@ def wait(self:Rollout,
     if progress: progress(p)
     return p
 
+# %% ../nbs/21_rollout.ipynb #5ea264c8
 @patch
 def stop(self:Rollout):
     "Give it to no more tenants"

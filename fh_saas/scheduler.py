@@ -302,6 +302,7 @@ def change(
         if base is not None: c.execute('update tenant_schedules set code=null where name=?', (name,))     # the registry's to say
     owner._replan(False)
 
+# %% ../nbs/21_scheduler.ipynb #2d1c55da
 @patch
 def set(self:Schedule,
     **rule # New values: `expr`, `tz`, `catch_up`, `spread`
@@ -320,6 +321,7 @@ def reset(self:Schedule)->Schedule: # As it is now
     change(self.owner, self.name, lambda row: dict(changed={}))
     return self._again()
 
+# %% ../nbs/21_scheduler.ipynb #76fc85f5
 @patch
 def pause(self:Schedule)->Schedule: # As it is now
     "Let no slot have a job until `resume`"
@@ -334,6 +336,7 @@ def resume(self:Schedule)->Schedule: # As it is now
     change(self.owner, self.name, lambda row: dict(paused=None, done_to=max(row.done_to, now)) if row.paused else {})
     return self._again()
 
+# %% ../nbs/21_scheduler.ipynb #4d381794
 @patch
 def run(self:Schedule): # The job's id; for a schedule of all tenants a `Rollout`
     "Submit a job now, whatever the schedule says"

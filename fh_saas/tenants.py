@@ -20,6 +20,7 @@ from .ids import from_iso, to_iso
 from .keys import Keys, as_keys
 from .lane import generation, mind, open_lane
 from .lane_pool import LanePool
+from .maintenance import rescue
 from .moving import TenantBusy, doing, drain, give_back, recover, remove_left, take
 from .moving import move as move_file
 from .payload import load_kwargs
@@ -849,10 +850,13 @@ def _claims(self:Tenants, lane):
 def _left(self:Tenants, lane, had):
     "When to ring again for a tenant: True for now, None for not at all"
     g,now = lane.store.glance(),lane.clock()
+    ends = [from_iso(at)-now for o,at in (g.owners if isinstance(g.owners, list) else lane.store.owners()) if o!=lane.owner]     # seconds until another's lease ends
+    if min(ends, default=0.)<0. and rescue(lane):           # the sweeper, which has many to look after, need not come for that
+        lane.news = True
+        if lane.server: lane.server.kick(lane)
+        return True
     if g.due: return had or self._engine.clock()+1.
-    if lane.store.running_now():
-        ends = [from_iso(at)-now for o,at in lane.store.owners() if o!=lane.owner]          # seconds until another's lease ends
-        return self._engine.clock()+min([lane.lease_s, *(max(.5, o+.1) for o in ends)])
+    if lane.store.running_now(): return self._engine.clock()+min([lane.lease_s, *(max(.5, o+.1) for o in ends)])
     return self._engine.clock()+max(0., from_iso(g.next_at)-now) if g.next_at else None
 
 # %% ../nbs/22_tenants.ipynb #88883363

@@ -17,7 +17,7 @@ def test_kill_server_during_job(t):
     t.go()
     with Server(t) as s:
         for o in ids:
-            j = done(t.look(), o, 5)
+            j = done(t.look(), o, 30)
             assert (j.retry_count,len(j.error_log.splitlines()))==(1,1) and 'died' in j.error_log and '"crashed"' in j.attempts
     assert len(t.log('start'))==4
 
@@ -41,7 +41,7 @@ def test_kill_server_before_the_response(t):
         id = until(lambda: t.log('submitted'))[0][2]
         s.kill(); k.close()
     t.go()
-    with Server(t) as s: assert done(t.look(), id, 8).retry_count==0
+    with Server(t) as s: assert done(t.look(), id, 30).retry_count==0
 
 BOMBS = '''
 m = mgr(tasks=[bomb], threads=1)
@@ -67,23 +67,23 @@ def test_only_what_executed_is_charged(t):
 def test_a_job_that_kills_its_process_fails(t, tries):
     "P2: it ends failed after its attempts, and brings down no more processes than that"
     id,_ = t.look().submit('b', work.bomb, max_retries=tries, folder=str(t.dir))
-    for i in range(tries): run_py(t, WORK, rc=-9, s=10)
+    for i in range(tries): run_py(t, WORK, rc=-9)
     with process(t, WORK) as p:
-        j = done(t.look(), id, 5, 'failed')
+        j = done(t.look(), id, 30, 'failed')
         assert (j.retry_count,len(t.log('start')))==(tries,tries) and j.completed_at and 'died' in j.error_log
         assert end(p, signal.SIGTERM)==0
 
 def test_third_crash_waits(t):
     "P2: after its second crash a job is put off, so that a poison job does not take every process with it at once"
     id,_ = t.look().submit('b', work.bomb, max_retries=3, folder=str(t.dir))
-    for i in range(2): run_py(t, WORK, rc=-9, s=10)
+    for i in range(2): run_py(t, WORK, rc=-9)
     with process(t, WORK.replace('mgr(', 'mgr(clock=lambda:time.time()+(3600 if is_open(folder, "late") else 0), ')) as p:
-        until(lambda: t.look().get_job(id).retry_count==2, 5)
+        until(lambda: t.look().get_job(id).retry_count==2, 30)
         assert t.look().get_job(id).ready==0
         t.go('late')
         p.wait(10)
     assert p.returncode==-9
-    with process(t, WORK) as p: assert done(t.look(), id, 5, 'failed').retry_count==3
+    with process(t, WORK) as p: assert done(t.look(), id, 30, 'failed').retry_count==3
 
 @pytest.mark.alone
 @pytest.mark.parametrize('task', ['gated','agated'])

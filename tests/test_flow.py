@@ -379,9 +379,9 @@ def test_killed_in_the_middle_of_a_group(t):
     code = "m = mgr(tasks=[quick,nap]); out('up'); m.run()"
     for n in (20, 60, 120):
         with process(t, code) as p:
-            until(lambda: len(t.log('end'))>=n, 20)
+            until(lambda: len(t.log('end'))>=n)
             p.kill()
-    with process(t, code): done(m, f.last, 20)
+    with process(t, code): done(m, f.last)
     assert len(t.log('ran'))==1 and {o[2] for o in t.log('end')}=={str(i) for i in range(200)} and links(m)==0
     assert float(t.log('ran')[0][0])>=max(float(o[0]) for o in t.log('end'))
 

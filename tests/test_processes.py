@@ -39,7 +39,7 @@ def test_eight_threads_of_200_jobs(t, task):
     m = t.mgr(handoff=.05)
     all_done(m, 1600)
     assert len(ran)==1600 and set(ran.values())=={1} and len({o for l in ids for o in l})==1600
-    assert {(j.retry_count,j.fence) for j in m.list_jobs(limit=2000)}=={(0,1)}
+    assert {j.retry_count for j in m.list_jobs(limit=2000)}=={0}       # a claim that was not begun in time goes back, and is made again
 
 def test_sixteen_threads_submit_at_once(t):
     "P1: whatever `submit` returned is there, with its own arguments; ids are in the order of the rows"

@@ -231,3 +231,15 @@ def test_worker_on_another_engine_than_the_app(pg, tmp_path):
     assert p.returncode and "rings through postgres; where it is made say engine='procrastinate'" in out
     p = cli(tmp_path, str(tmp_path/'files'), '--engine', 'postgres')
     assert 'needs tenants on a server' in p.communicate(timeout=60)[0] and p.returncode
+
+def test_who_is_rung_takes_back_what_a_lease_has_left(pg):
+    "A drain finds that another's lease has run out: the job is free at once, not when the sweeper comes round"
+    ts = Tenants(pg, worker=False, handoff=0, tasks=[work.add])
+    try:
+        jobs = ts.create('acme').jobs
+        id,_ = jobs.submit('a', work.add, a=1, b=2)
+        lane = jobs._lane
+        with lane.store.turning(): assert len(lane.store.claim('gone', lane.now(), 1, '2020-01-01T00:00:00.000000Z'))==1
+        assert ts._left(lane, False) is True
+        assert jobs.get_job(id).status=='pending' and not lane.store.owners()
+    finally: ts.close()

@@ -17,14 +17,14 @@ def _until_open(folder, gate, s):
     end = time.monotonic()+s
     while not is_open(folder, gate) and time.monotonic()<end: time.sleep(.005)
 
-def gated(folder, name='', gate='go', s=30):
+def gated(folder, name='', gate='go', s=120):
     "Holds until the gate opens"
     say(folder, 'start', name, os.getpid())
     _until_open(folder, gate, s)
     say(folder, 'end', name, os.getpid())
     return name
 
-async def agated(folder, name='', gate='go', s=30):
+async def agated(folder, name='', gate='go', s=120):
     say(folder, 'start', name, os.getpid())
     end = time.monotonic()+s
     while not is_open(folder, gate) and time.monotonic()<end: await asyncio.sleep(.005)
@@ -34,7 +34,7 @@ async def agated(folder, name='', gate='go', s=30):
 def paced(folder, free, name=''):
     "The first `free` starts end at once, later ones hold until the gate opens"
     say(folder, 'start', name, os.getpid())
-    if sum(' start ' in o for o in (Path(folder)/'log').read_text().splitlines())>free: say(folder, 'held', name); _until_open(folder, 'go', 30)
+    if sum(' start ' in o for o in (Path(folder)/'log').read_text().splitlines())>free: say(folder, 'held', name); _until_open(folder, 'go', 120)
     say(folder, 'end', name, os.getpid())
 
 def fails(folder, times=1, name=''):
