@@ -612,6 +612,13 @@ def _often(self:Worker, lane):
     return lane.store.remote and len(self.lanes)>NEIGHBOUR and time.monotonic()-lane.cared<1.5*SWEEP_S
 
 @patch
+def _thoroughly(self:Worker, lane):
+    "Whether to look for what hardly ever happens: with many lanes on a server each half minute, or what a dead worker held would have to wait for it"
+    if lane.store.remote and len(self.lanes)>NEIGHBOUR and time.monotonic()-lane.searched<6*BEAT_S: return False
+    lane.searched = time.monotonic()
+    return True
+
+@patch
 def _restless(self:Worker, lane):
     "Whether anything may have changed since the last look"
     return lane.store.changed() or bool(lane.hand or lane.pauses or lane.waits())
@@ -625,8 +632,8 @@ def _care(self:Worker, lane, beat):
     lane.lately,lately = set(),lane.lately
     if lane.store.remote: self.means.update(lane.means)          # a turn is dear there: the next lane need not begin with one job
     for k in set(lane.means)-lately if lately else (): lane.means.pop(k, None)     # what has not run while others did says nothing about what comes
-    if beat:
-        heartbeat(lane)
+    if beat: heartbeat(lane)
+    if beat and self._thoroughly(lane):
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
         self.pruner.offer(lane)
