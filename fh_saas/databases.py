@@ -116,18 +116,29 @@ def _on_file(db, known, clock, wait_s):
     return open_lane(key, None, known, clock, wait_s, make=make)
 
 def _on_server(db, known, clock, wait_s):
+    from fh_saas.engines.bell import PgBell
     from fh_saas.store.postgres import PgStore
     app = Fastsql(db)
     schema,name = _where(app)
+    here = presence(run_folder(name))
     def make():
         s = PgStore(app.connect, name, wait_s, schema)
-        s.app = app
+        s.app,s.bell = app,PgBell(s, here.owner)
         return s
-    return open_lane(name, None, known, None if is_usual(clock) else clock, wait_s, here=presence(run_folder(name)), make=make)
+    lane = open_lane(name, None, known, None if is_usual(clock) else clock, wait_s, here=here, make=make)
+    if lane.here: lane.here.far = lane.store.bell and lane.store.bell.ring
+    return lane
+
+def _prepares_nothing(engine, conn):
+    "Behind a pooler what is prepared is soon on another connection"
+    from sqlalchemy import event
+    conn.connection.driver_connection.prepare_threshold = None
+    event.listen(engine, 'connect', lambda raw, _: setattr(raw, 'prepare_threshold', None))
 
 def _where(app):
     "Schema and name of the database"
     with app.db.engine.connect() as c:
         schema,info = c.exec_driver_sql('select current_schema()').scalar(),c.connection.driver_connection.info
         if schema is None: raise StoreError(f'{app.db.engine.url!r}: its search_path names no schema that exists')
+        if c.exec_driver_sql('select pg_backend_pid()').scalar()!=info.backend_pid: _prepares_nothing(app.db.engine, c)
         return schema,f'postgresql://{info.host}:{info.port}/{info.dbname}?schema={schema}'

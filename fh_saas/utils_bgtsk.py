@@ -204,7 +204,9 @@ def _serve(self:BackgroundTaskManager, lane=None):
     w = _w.worker(self.threads, self.async_jobs, self.drain_s)
     if self.queues: w.widths.update(self.queues)
     lane.writes_only = False
-    if lane.server is not w: w.serve(lane)
+    if lane.server is not w:
+        w.serve(lane)
+        if lane.store.remote and lane.store.bell: lane.store.bell.hear(lane)
     return w
 
 # %% ../nbs/20_utils_bgtsk.ipynb #0fb25241

@@ -7,7 +7,7 @@ os.environ.pop('PYTHONDONTWRITEBYTECODE', None)   # hundreds of processes are st
 sys.path.insert(0, str(Path(__file__).parent/'apps'))   # their tasks are importable here by the name they have there
 from util import PgTenant, SqlTenant, Tenant, stop_worker
 from turn import turn
-from pg import pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
+from pg import bouncer, pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')

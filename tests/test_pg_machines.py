@@ -2,9 +2,9 @@
 and stopped, and the server is restarted"""
 import signal, time
 
-import pytest, work
+import psycopg, pytest, work
 from fh_saas.ids import from_iso
-from util import PgTenant, done, end, process, said, stop_worker, until
+from util import PgTenant, done, end, process, run_py, said, stop_worker, until
 
 @pytest.fixture
 def t(tmp_path, monkeypatch, pg):
@@ -70,6 +70,31 @@ def test_a_busy_machine_keeps_its_job(t):
         until(lambda: time.monotonic()>began+16, 20)
         t.go()
         assert done(m, id).fence==1 and len(t.log('start'))==1
+
+BLIND = "import fh_saas.worker as _w; _w.SWEEP_S = 3600.\n"+WORK
+
+def test_a_submit_wakes_another_machine(t):
+    "A plain manager's worker elsewhere looks once an hour, and yet runs at once what is submitted here, or at its time; after the connection was lost too"
+    m = t.look()
+    with machine(t, 'a', code=BLIND) as a:
+        said(a, 'up')
+        for i in range(5): done(m, m.submit('q', work.quick, folder=str(t.dir), name=f'a{i}')[0])
+        for o in m.submit_many('q', work.quick, [dict(folder=str(t.dir), name=f'b{i}') for i in range(5)]): done(m, o)
+        done(m, m.options(delay=1).submit('q', work.quick, folder=str(t.dir), name='later')[0])
+        with psycopg.connect(t.path, autocommit=True) as c:
+            c.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname=current_database() and pid<>pg_backend_pid()")
+        done(m, m.submit('q', work.quick, folder=str(t.dir), name='after')[0])
+    assert len(t.log('ran'))==12
+
+def test_a_program_that_ends_rings_first(t):
+    "A script submits and is gone; a worker elsewhere hears of it"
+    m = t.look()
+    with machine(t, 'a', code=BLIND) as a:
+        said(a, 'up')
+        (t.dir/'b').mkdir()
+        for how in ('m.close()', 'pass'):
+            id = run_py(t, f"m = mgr(worker=False); out(m.submit('q', quick, folder=folder, name='x')[0]); {how}", FH_SAAS_RUN_DIR=str(t.dir/'b')).strip()
+            done(m, id)
 
 def test_clocks_that_differ(t):
     "A machine whose clock is an hour ahead claims nothing too early and robs nobody"

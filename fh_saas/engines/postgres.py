@@ -45,7 +45,7 @@ class PgEngine(Engine):
     "Rings for tenants through a table of the host's database"
     def __init__(self,
         url:str, # The host's database, `postgresql://…`
-        *, listen:bool=True, # Whether to be told; False behind PgBouncer in transaction mode, where LISTEN does not work
+        *, listen:bool=True, # Whether to be told; behind a pooler in transaction mode that does not work and is not tried
         look_s:float=LOOK_S, # How often to look without being told, in seconds
         take_s:float=TAKE_S, # After how long the ring of a worker that fell silent is taken by another, in seconds
         **kw # `width`, `most`, `clock`
@@ -180,11 +180,19 @@ def _holds(self:PgEngine):
                 if tenant in self._held: self._held[tenant] = at
 
 @patch
+def _is_pooled(self:PgEngine, c):
+    "Behind a pooler LISTEN hears nothing: somebody else would be told"
+    pooled = c.execute('select pg_backend_pid()').fetchone()[0]!=c.info.backend_pid
+    if pooled: log.warning('%r is behind a pooler, where LISTEN does not work: it looks for rings each %.2g s. Give it the address of the server itself to be told at once', self, self.look_s)
+    return pooled
+
+@patch
 def _listens(self:PgEngine):
     bad = 0
     while not self.stopping.is_set():
         try:
             with self._connect() as c:
+                if self._is_pooled(c): return
                 c.add_notify_handler(lambda n: self._bell.set())
                 c.execute('listen fh_saas_rings')
                 bad = 0

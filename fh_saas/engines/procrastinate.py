@@ -122,20 +122,22 @@ def _one(self:ProcrastinateEngine, drain, tenant):
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #54a2aec9
 async def _watch(conn):
-    await conn.execute(WATCH)
+    cur = await conn.execute(WATCH+'; select pg_backend_pid()')
+    while cur.nextset(): pass
+    if (await cur.fetchone())[0]!=conn.info.backend_pid: conn.prepare_threshold = None       # a pooler is between
     await conn.commit()
 
 @patch
 async def _works(self:ProcrastinateEngine, drain, ex):
     "Procrastinate's worker, until `stop` or until it has lost the server"
-    with self._open(): pass                                     # the tables
+    with self._open() as c: listen = self.listen and not self._is_pooled(c)       # the tables are there
     run = lambda f, *a: self._loop.run_in_executor(ex, f, *a)
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=self.url, min_size=1, max_size=4, timeout=10, kwargs=dict(ALIVE), configure=_watch))
     @app.task(name=TASK, queue=self.queue, retry=False)
     async def ring(tenant): await run(self._one, drain, tenant)
     async with app.open_async():
         work = asyncio.create_task(app.run_worker_async(queues=[self.queue], concurrency=self.width, fetch_job_polling_interval=self.look_s,
-            listen_notify=self.listen, delete_jobs='always', install_signal_handlers=False, update_heartbeat_interval=self.take_s/3, stalled_worker_timeout=self.take_s))
+            listen_notify=listen, delete_jobs='always', install_signal_handlers=False, update_heartbeat_interval=self.take_s/3, stalled_worker_timeout=self.take_s))
         care,stop = asyncio.create_task(self._cares(app, run)),asyncio.create_task(self._stop.wait())
         await asyncio.wait([work, care, stop], return_when=asyncio.FIRST_COMPLETED)
         for o in work, care, stop: o.cancel()

@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import contextmanager
 from fastcore.basics import patch
 from .base import DUE, StoreError
-from .pg_file import WATCH, PgConn, PgFile, PgPool, _name, _typed, pg_error, pg_version, psycopg
+from .pg_file import PgConn, PgFile, PgPool, _name, _typed, greet, pg_error, pg_version, psycopg
 from .pg_sql import pg_sql, quoted
 from . import postgres as _postgres
 from .postgres import PgStore, PgStoreConn
@@ -132,6 +132,11 @@ def connect(self:PgServer,
 ): # A psycopg connection
     "A new connection"
     return psycopg.connect(self.url, autocommit=True, **dict(connect_timeout=5, application_name='fh_saas')|(dict(dbname=db) if db else {}))
+
+@patch(as_prop=True)
+def pooled(self:PgServer)->bool:
+    "Whether a pooler is between, as far as is known by the connections that were made"
+    return any(o.pooled for o in list(self.pools.values()))
 
 @patch
 def pool(self:PgServer,
@@ -262,14 +267,15 @@ def lend(self:PgServer,
     key:str, # Name of a tenant's schema or database
 ): # A psycopg connection; to close it is to give it back
     "A connection to a tenant's tables, for the app. Up to eight that nobody uses are kept for each database"
-    db,begin = (self.host, f'set search_path to {quoted(key)},public') if self.layout=='schema' else (key, 'select 1')
+    db = self.host if self.layout=='schema' else key
+    path = '' if self.pooled or self.layout=='database' else f'set search_path to {quoted(key)},public; '
     spare = self.spare.setdefault(db, deque())
     while True:
         try: c,old = spare.pop(),True
         except IndexError: c,old = _Lent.connect(self.url, dbname=db, connect_timeout=5, application_name='fh_saas app'),False
         try:
             c.autocommit = True
-            c.execute(WATCH+begin)
+            greet(c, path)
             c.autocommit = False
             break
         except psycopg.Error:                   # the server was restarted meanwhile
@@ -289,7 +295,7 @@ def database(self:PgServer,
     "The tenant's database for the app; its connection is had when it is used"
     try: from fastsql import Database
     except ImportError as e: raise ImportError("a tenant's db needs fastsql, which is not installed: pip install 'fh-saas[postgres]'") from e
-    from sqlalchemy import MetaData, create_engine
+    from sqlalchemy import MetaData, create_engine, event
     from sqlalchemy.pool import NullPool
     class TenantDatabase(Database):
         def __init__(self, url, engine): self.conn_str,self.engine,self._tables,self._c,self._meta,self._used_at = url,engine,{},None,None,0.
@@ -310,7 +316,10 @@ def database(self:PgServer,
         def _shut(self, idle_s=5.):
             if self._c is not None and time.monotonic()-self._used_at>=idle_s: self._c.close()
             return True
-    return TenantDatabase(path, create_engine('postgresql+psycopg://', creator=lambda: self.lend(path.removeprefix(self.prefix)), poolclass=NullPool))
+    key = path.removeprefix(self.prefix)
+    engine = create_engine('postgresql+psycopg://', creator=lambda: self.lend(key), poolclass=NullPool)
+    if self.layout=='schema': event.listen(engine, 'begin', lambda c: self.pooled and c.exec_driver_sql(f'set local search_path to {quoted(key)},public'))
+    return TenantDatabase(path, engine)
 
 @patch
 def close(self:PgServer):
