@@ -45,7 +45,7 @@ LEASE_S = 60.   # only counts where locks say nothing: other machines, file syst
 class Lane:
     "One tenant's database in this process"
     hide = None       # a `Redactor` through which errors, logs and messages go before they are stored
-    took = cared = 0. # seconds of the last turn, on a server, and when it was last looked after; see the worker's Ends keep each other company
+    took,cared,searched = 0.,0.,float('-inf')    # on a server: seconds of the last turn; when it was last looked after, and thoroughly; see the worker's Ends keep each other company
     def __init__(self,
         store:SqliteStore, # Where the rows are
         here:Presence=None, # This process, as others see it; None for `:memory:`, which has no others

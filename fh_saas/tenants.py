@@ -348,6 +348,7 @@ def _keys_of(self:Tenants, id):
     try: return as_keys(self._keys(id))
     except Exception as e: raise StoreError(f'no keys for tenant {id!r}: {type(e).__name__}: {e}') from e
 
+# %% ../nbs/22_tenants.ipynb #90831f61
 @patch
 def _heads(self:Tenants, *also):
     "Rows of the schedules that the code declares for all tenants"
@@ -364,6 +365,7 @@ def _timetable_of(self:Tenants, id):
 @patch
 def _now(self:Tenants): return to_iso(self._options['clock']())
 
+# %% ../nbs/22_tenants.ipynb #66ec9415
 @patch
 def _lane(self:Tenants, id):
     "The tenant's lane. Raises `KeyError`, `StoreError`"
@@ -824,6 +826,7 @@ def _ring_far(self:Tenants, name, at=None):
 @patch
 def _hear(self:Tenants): threading.Thread(target=self._engine.serve, args=(self._drain,), name='fh_saas-engine', daemon=True).start()
 
+# %% ../nbs/22_tenants.ipynb #a68dbe5e
 @patch
 def _drain(self:Tenants, id):
     "What an engine calls: run the tenant's jobs here for a while; when to ring again"
@@ -846,6 +849,7 @@ def _claims(self:Tenants, lane):
     while time.monotonic()<end and (lane.queued or lane.dirty or lane.hungry or lane.hand) and lane.ended-n<self._engine.most: time.sleep(.002)
     return lane.ended>n or bool(lane.hand)
 
+# %% ../nbs/22_tenants.ipynb #c2716e50
 @patch
 def _left(self:Tenants, lane, had):
     "When to ring again for a tenant: True for now, None for not at all"

@@ -506,7 +506,7 @@ def _in_time(self:BackgroundTaskManager, a):
     t.daemon = True
     t.start()
     try: yield
-    finally: t.cancel()
+    finally: t.cancel(); t.join()              # what it has begun to write is there when the call returns
 
 @patch
 def _time_is_up(self:BackgroundTaskManager, a):

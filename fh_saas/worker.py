@@ -18,7 +18,7 @@ from .maintenance import heartbeat, look_in, mend, release_lost
 from .presence import Presence
 from .retention import Pruner
 from .shares import Line, Ready
-from .store.base import StoreBusy
+from .store.base import StoreBusy, StoreError
 from .telemetry import log
 from itertools import count
 from queue import SimpleQueue
@@ -572,7 +572,25 @@ def _sweep(self:Worker, beat, dead=None):
     for o in self.sources:
         try: o.sweep(dead.get(id(o.here), ()))
         except Exception: log.exception('%r met an error of fh_saas itself and goes on', o)
-    for lane in list(self.lanes): self._tend(lane, beat, bool(lane.here and dead.get(id(lane.here))))
+    look = 0.
+    for lane in list(self.lanes):
+        if time.monotonic()>=look:
+            for o in self._lapsed(): self._tend(o, must=True)
+            look = time.monotonic()+SWEEP_S
+        self._tend(lane, beat, bool(lane.here and dead.get(id(lane.here))))
+
+@patch
+def _lapsed(self:Worker):
+    "Of many lanes on one server, those in which another's lease has run out: one statement finds them, however long a sweep takes"
+    by = {}
+    for o in list(self.lanes):
+        if o.store.remote and not o.closed: by.setdefault(id(o.store.pool), []).append(o)
+    out = []
+    for os in by.values():
+        if len(os)<=NEIGHBOUR: continue
+        try: out += [os[i] for i in os[0].store.lapsed([o.store for o in os], os[0].now(), [o.owner for o in os])]
+        except StoreError as e: log.info('%s', e)
+    return out
 
 # %% ../nbs/15_worker.ipynb #9506314d
 @patch
@@ -584,7 +602,7 @@ def _tend(self:Worker, lane, beat=False, must=False):
     if lane.pause_until>time.monotonic():
         if must: self.owed.add(lane)
         return
-    if self._often(lane) and not (must or beat) or not lane.pin(): return
+    if self._often(lane) and not (must or beat and lane.hand) or not lane.pin(): return
     try:
         if lane.store.moved(): self._lost(lane)
         elif must or beat or self._restless(lane): self._care(lane, beat)
@@ -608,8 +626,15 @@ def _lost(self:Worker, lane):
 # %% ../nbs/15_worker.ipynb #5346500d
 @patch
 def _often(self:Worker, lane):
-    "Whether it was looked after a moment ago: with many lanes on a server, once a second is enough"
-    return lane.store.remote and len(self.lanes)>NEIGHBOUR and time.monotonic()-lane.cared<1.5*SWEEP_S
+    "Whether it was looked after a moment ago: with many lanes on a server, every other second is enough, since `_lapsed` sees who is gone"
+    return lane.store.remote and len(self.lanes)>NEIGHBOUR and time.monotonic()-lane.cared<3.5*SWEEP_S
+
+@patch
+def _thoroughly(self:Worker, lane):
+    "Whether to look for what hardly ever happens: with many lanes on a server each half minute, or what a dead worker held would have to wait for it"
+    if lane.store.remote and len(self.lanes)>NEIGHBOUR and time.monotonic()-lane.searched<6*BEAT_S: return False
+    lane.searched = time.monotonic()
+    return True
 
 @patch
 def _restless(self:Worker, lane):
@@ -625,8 +650,8 @@ def _care(self:Worker, lane, beat):
     lane.lately,lately = set(),lane.lately
     if lane.store.remote: self.means.update(lane.means)          # a turn is dear there: the next lane need not begin with one job
     for k in set(lane.means)-lately if lately else (): lane.means.pop(k, None)     # what has not run while others did says nothing about what comes
-    if beat:
-        heartbeat(lane)
+    if beat: heartbeat(lane)
+    if beat and self._thoroughly(lane):
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
         self.pruner.offer(lane)

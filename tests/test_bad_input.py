@@ -302,7 +302,9 @@ def test_results_without_json(t, name):
     def task(): n[0] += 1; return results[name]()
     id,_ = m.submit('r', task)
     j = done(m, id, 4)
-    assert n==[1] and j.retry_count==0 and (name=='trapdict' or j.result is None and 'result' in j.error_log)
+    fits = name=='trapdict' or name=='deep' and sys.version_info>=(3,14)         # whose limit is the stack itself: that list is JSON there
+    assert n==[1] and j.retry_count==0 and (fits or j.result is None and 'result' in j.error_log)
+    if fits and name=='deep': assert (j.result, j.error_log)==('['*100_001+']'*100_001, None)
 
 def test_async_results_are_not_shown(t):
     "An async task by hand whose result must not be printed completes; the main thread can run loops after it"

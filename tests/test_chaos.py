@@ -2,6 +2,7 @@
 import subprocess, sys
 import pytest, work
 from chaos import flood, hostile, licences, machine, times, versions
+from fh_saas.store.overview import JobFilter, page
 from fh_saas.tenants import Tenants
 from util import root
 
@@ -127,3 +128,8 @@ def test_rule_with_a_number_beyond_all_days(t):
     for bad in (10**400, -10**400):
         with pytest.raises(ValueError, match='completed must be at'): m.keep(completed=bad)
     assert m.keeps()==[]
+
+@pytest.mark.parametrize('k', ['job_type', 'text', 'since', 'until'])
+def test_filter_that_is_no_text(t, k):
+    "A clear error, not that of the driver for a number beyond 64 bits"
+    with pytest.raises(TypeError, match=f'{k} must be text'): page(t.look()._lane.store, JobFilter(**{k:2**63}))

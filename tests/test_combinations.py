@@ -4,7 +4,7 @@ import asyncio, json, threading, time
 import cpu, pytest, work
 from fh_saas.flow import call, chain
 from fh_saas.ids import from_iso, to_iso
-from fh_saas.utils_bgtsk import JobContext
+from fh_saas.utils_bgtsk import BackgroundTaskManager, JobContext
 from util import all_done, done, end, process, run_py, said, stop_worker, until
 
 ran,begun = [],threading.Event()
@@ -115,6 +115,14 @@ def test_ends_without_a_worker(t, f, what, how):
     j = m.get_job(id)
     assert j.status==('failed' if what=='timeout' else 'cancelled') and ('Timed out after 0.1 s' if what=='timeout' else 'Cancelled while it ran') in j.error_log
     assert time.monotonic()-began<15
+
+def test_a_call_by_hand_returns_once_its_end_is_written(t, monkeypatch):
+    "By the timer's thread, where the time was up: here that takes its time"
+    m,write = t.look(),BackgroundTaskManager._write_end
+    monkeypatch.setattr(BackgroundTaskManager, '_write_end', lambda self, lane: (time.sleep(.2), write(self, lane)))
+    id,bg = m.options(timeout=.1, max_retries=1).submit('a', looks)
+    bg.func(*bg.args, **bg.kwargs)
+    assert m.get_job(id).status=='failed'
 
 def test_a_job_that_waits_for_its_parents_or_a_pause_says_so_to_who_waits(m):
     p,_ = m.options(delay=99).submit('a', note)

@@ -30,7 +30,7 @@ def test_kill_server_during_backoff(t):
         s.kill()
     assert t.look().get_job(id).run_at==due
     with Server(t) as s:
-        j = done(t.look(), id, 6)
+        j = done(t.look(), id, 30)
         assert (j.retry_count,j.result)==(1,'2') and j.started_at>=due
 
 def test_kill_server_before_the_response(t):

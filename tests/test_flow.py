@@ -187,7 +187,7 @@ def test_older_package_ends_the_parent(t):
     a = put(m, note)
     b = put(m, work.quick, a, folder=str(t.dir))
     m.db.q("update tenant_jobs set status='completed', ready=null where id=?", (a,))
-    with process(t, "m = mgr(tasks=[quick]); out('up'); m.run()") as p: done(m, b, 15)
+    with process(t, "m = mgr(tasks=[quick]); out('up'); m.run()") as p: done(m, b, 40)
 
 # --- several processes, kill -9
 
@@ -212,7 +212,7 @@ def test_killed_between_end_and_release(t, when):
     b = put(m, work.quick, a, folder=str(t.dir), name='b')
     run_py(t, DIES, when, rc=-9)
     assert (m.get_job(a).status,m.get_job(b).ready,links(m))==('running', WAITS, 1)
-    with process(t, WORK): done(m, b, 10)
+    with process(t, WORK): done(m, b, 40)
     assert [o[2] for o in t.log('ran')]==['a','a','b'] and links(m)==0
 
 def test_parent_that_kills_its_process(t):
@@ -221,7 +221,7 @@ def test_parent_that_kills_its_process(t):
     a = put(m, work.bomb, folder=str(t.dir))
     b,c = put(m, work.quick, a, folder=str(t.dir)),put(m, work.quick, a, on_failed='run', folder=str(t.dir), name='c')
     run_py(t, WORK, rc=-9)
-    with process(t, WORK): done(m, c, 10)
+    with process(t, WORK): done(m, c, 40)
     assert fates(m, a, b)==['failed','failed'] and [o[2] for o in t.log('ran')]==['c']
 
 def test_killed_all_the_time(t):

@@ -46,7 +46,7 @@ def test_stopped_when_its_process_is_killed(tmp_path):
     data = Path(p.stdout.readline().strip())
     pid = int((data/'postmaster.pid').read_text().split()[0])
     p.send_signal(signal.SIGKILL); p.communicate()
-    until(lambda: gone(pid) and not data.parent.exists(), 30)
+    until(lambda: gone(pid) and not data.parent.exists())
 
 def test_never_silently_skipped_in_ci(monkeypatch):
     monkeypatch.setattr(_pg, 'binaries', lambda: None)

@@ -83,6 +83,10 @@ def _row(o, hide):
     d['error'] = hide(e) if e else None
     return d
 
+def _check_texts(f):
+    for k in ('job_type', 'text', 'since', 'until'):
+        if not isinstance(v := getattr(f, k), str|None): raise TypeError(f'{k} must be text or None, not {v!r}')
+
 def page(
     file, # A `SqliteFile`
     f:JobFilter=JobFilter(), # Which jobs
@@ -92,7 +96,8 @@ def page(
     hide:Callable=str, # Given an error, gives what may be shown of it
     up:bool=False, # Whether the oldest come first
 )->Page:
-    "Jobs, newest first, with what a list shows of them: `rowid`, the last part of `error_log` as `error`, and columns"
+    "Jobs, newest first, with what a list shows of them: `rowid`, the last part of `error_log` as `error`, and columns. Raises `TypeError`"
+    _check_texts(f)
     low,high = _bounds(file, f)
     rows,seen = [],0
     def on(at): return (max(low, at+1),high) if up else (low,min(high, at))

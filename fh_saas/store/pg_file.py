@@ -374,6 +374,10 @@ class PgFile:
         try: self._prepare(create)
         except BaseException: self.close(); raise
 
+    @property
+    def pool(self):
+        "Its connections, which other stores may share"
+        return self._pool
     def _conn(self, raw, locks=None): return self.conn_type(raw, self.schema, locks, self._key)
 
 def _name(url, schema):

@@ -18,7 +18,7 @@ from . import sqlite as _sqlite
 from .base import Claim, DUE, NewJob, PARKED
 from .notes import SqliteStore
 from .pg_file import PgConn, PgFile, locks, pg_error, psycopg
-from .pg_sql import in_bulk
+from .pg_sql import in_bulk, in_schema
 from operator import attrgetter
 
 # %% ../../nbs/store/22_postgres.ipynb #8ee638f8
@@ -178,6 +178,17 @@ _GLANCE = """select coalesce((select json_agg(json_build_array(id,lease_until)) 
 def glance(self:PgStore)->_sqlite.Glance: # `owners` are pairs (owner, lease_until) here, which saves asking for them
     "What there is to look after"
     return _sqlite.Glance(*self._patiently(lambda c: c.own(_GLANCE))[0])
+
+# %% ../../nbs/store/22_postgres.ipynb #ec146abb
+@patch
+def lapsed(self:PgStore,
+    stores:list, # `PgStore`s in schemas of one database
+    now:str, # The time
+    mine:list, # Owners that do not count
+)->list: # Places in `stores`
+    "Where somebody's lease has run out, at one look"
+    each = ' union all '.join([f'(select {i} where exists (select 1 from {in_schema("from tenant_workers", o.schema)[5:]} where lease_until<%(now)s and id<>all(%(mine)s)))' for i,o in enumerate(stores)])
+    return [i for i, in self._patiently(lambda c: c._ran(each, dict(now=now, mine=list(set(mine)))), .5)]
 
 # %% ../../nbs/store/22_postgres.ipynb #b4311588
 SLACK_S = 2.    # a lease that would gain less than that is left as it is

@@ -110,6 +110,10 @@ def drop_jobs(
     if big := [o.id for o in olds if o.deps>DEPS]: store.alone("insert or ignore into tenant_meta select 'left:'||value,'' from json_each(?)", (_json(big),), wait_s)
     return store.alone(_DROP, (_json([o.row for o in olds]), job_type, status, before, now), wait_s, timer)
 
+# %% ../../nbs/store/09_retention.ipynb #ab42728f
+_PIECES = (f'delete from tenant_job_steps where job=?1 and name in (select name from tenant_job_steps where job=?1 limit ?2) and {_OPEN}',
+           f'delete from tenant_job_parents where child=?1 and parent in (select parent from tenant_job_parents indexed by tj_children where child=?1 limit ?2) and {_OPEN}')
+
 def left(
     store, # A `SqliteStore`
 )->list: # Ids of jobs that are gone
@@ -129,9 +133,6 @@ def drop_left(
         if n: return n,took
     return 0,store.alone(f"""delete from tenant_meta where key='left:'||?1 and {_OPEN} and not exists (select 1 from tenant_job_steps where job=?1)
         and not exists (select 1 from tenant_job_parents where child=?1)""", (id,), wait_s, timer)[1]
-
-_PIECES = (f'delete from tenant_job_steps where job=?1 and name in (select name from tenant_job_steps where job=?1 limit ?2) and {_OPEN}',
-           f'delete from tenant_job_parents where child=?1 and parent in (select parent from tenant_job_parents indexed by tj_children where child=?1 limit ?2) and {_OPEN}')
 
 # %% ../../nbs/store/09_retention.ipynb #1305a645
 def next_key(

@@ -30,7 +30,7 @@ for o in ts: o.start()
 for o in ts: o.join()
 out(json.dumps(kinds))'''
 HOLDER = '''
-c = apsw.Connection(path); c.set_busy_timeout(60000)
+c = opened(path, 60.).conn; c.set_busy_timeout(60000)         # fastlite's hook meets locks, and one that ended of that held up all others
 for _ in range(int(sys.argv[3])):
     c.execute('begin immediate'); time.sleep(float(sys.argv[4])); c.execute('rollback')
     time.sleep(.3)
@@ -44,7 +44,9 @@ def writers(folder, locks=1, hold=5., processes=4):
     ps = [start_py(t, WRITERS, pre=PRE) for _ in range(processes)]
     for o in ps: said(o, 'up', 60)
     ps.append(start_py(t, HOLDER, locks, hold, pre=PRE))
-    outs = [o.communicate(timeout=locks*hold+90) for o in ps]
+    try: outs = [o.communicate(timeout=locks*hold+90) for o in ps]
+    finally:
+        for o in ps: o.kill()
     assert not any(o.returncode for o in ps), outs
     kinds = [json.loads(o) for o,_ in outs[:-1]]
     told,there = Path(t.dir/'told').read_text().split(),{j.id for j in m.list_jobs(limit=10**7)}
