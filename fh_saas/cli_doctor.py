@@ -169,8 +169,9 @@ def retention(
 
 # %% ../nbs/35_cli_doctor.ipynb #02677c42
 def _paths(p):
-    "The files of a place; a `:memory:` database has none"
-    if p.tenants is None: return [os.path.realpath(f) for o in p.names if (f := p.manager(o).db.conn.filename)]
+    "The files of a place; a `:memory:` database has none, nor has a server"
+    if p.tenants is None: return [os.path.realpath(o.path) for o in (p.manager(n)._lane.store for n in p.names) if not (o.memory or o.remote)]
+    if p.tenants.registry.remote: return []
     return [p.tenants.registry.full(r.path) for r in p.tenants.registry.rows() if r.path and (p.one is None or r.id==p.one)]
 
 def _alive(p):

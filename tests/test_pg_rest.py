@@ -139,6 +139,12 @@ def test_dashboard(t, pg, many):
             assert r.status_code in (200, 303, 307), (p, r.status_code, r.text[:300])
             pages += [o for o in map(unescape, re.findall(r'href="([^"#]+)"', r.text)) if o.startswith('/') and '.' not in o and 'stream' not in o]
         assert any(i in o for o in seen) and len(seen)>8, seen
+        at = '?tenant=acme' if many else ''
+        csrf = re.search(r'name="csrf" value="([^"]+)"', c.get(f'/jobs{at}').text)[1]
+        if many: assert 'acme' in c.get('/tenants?q=AC').text
+        assert m.get_job(i).status=='failed'
+        assert c.post('/job', data=dict(csrf=csrf, id=i, do='retry')|(dict(tenant='acme') if many else {})).status_code==303 and m.get_job(i).status=='pending'
+        assert 'retry' in c.get('/actions').text
     finally:
         if many: ts.close()
 
