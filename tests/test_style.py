@@ -1,5 +1,5 @@
 "The rules of the style that are enforced: docs on all that is exported, layers that import downward, no raw code cells"
-import ast, importlib, inspect, json, sys, warnings
+import ast, importlib, inspect, json, re, sys, warnings
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -126,6 +126,12 @@ def test_title_has_a_cell_of_its_own(nb):
     first = next(''.join(c['source']) for c in cells(nb) if c['cell_type']=='markdown')
     lost = [l for l in first.splitlines() if l.strip() and not l.startswith('# ')]
     assert len(lost)<=1 and all(l.startswith('> ') for l in lost), f'put this into the next cell, or no page shows it: {lost[1:]}'
+
+@pytest.mark.parametrize('nb', notebooks, ids=lambda p:p.name)
+def test_links_name_pages(nb):
+    "A page is called by its notebook without the number; a link to the notebook itself becomes one to its page"
+    bad = [o for c in cells(nb) if c['cell_type']=='markdown' for o in re.findall(r'\]\(([\w./]*\b\d\d_\w+\.html)', ''.join(c['source']))]
+    assert not bad, f'no such pages: {bad}; say .ipynb'
 
 @pytest.mark.parametrize('nb', notebooks, ids=lambda p:p.name)
 def test_size(nb):
