@@ -16,6 +16,10 @@ def pytest_configure(config):
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(): return int(os.environ.get('PYTEST_XDIST_AUTO_NUM_WORKERS') or 4)     # more than there are cores, since tests wait a lot
 
+def pytest_itemcollected(item):
+    "The processes that run tests must collect the same; an address is another one in each"
+    assert ' at 0x' not in item.nodeid, f'{item.nodeid}: give it an id without an address'
+
 def alone(item): return item is not None and item.get_closest_marker('alone') is not None
 
 def pytest_collection_modifyitems(items):

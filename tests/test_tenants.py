@@ -451,7 +451,7 @@ BAD = [(dict(job_type=''), ValueError, 'job_type'), (dict(task_func=3), TypeErro
        (dict(stop_at_failures=2), ValueError, 'stop_at_failures'), (dict(stop_at_failures=float('nan')), ValueError, 'stop_at_failures'),
        (dict(where='pro'), TypeError, 'where'), (dict(where=dict(colour='red')), ValueError, 'colour'), (dict(task_func=lambda folder: 1), ValueError, 'name')]
 
-@pytest.mark.parametrize('kw,err,word', BAD, ids=lambda o: str(o)[:40] if isinstance(o, dict) else '')
+@pytest.mark.parametrize('kw,err,word', BAD, ids=lambda o: str(o).partition(' at 0x')[0][:40] if isinstance(o, dict) else '')
 def test_submit_all_bad_input(h, kw, err, word):
     "An argument that makes no sense is named, and nothing is stored"
     ts = h.many(2)
