@@ -59,6 +59,7 @@ def test_a_machine_that_stood_still(t, caplog):
         a.send_signal(signal.SIGTERM)
         assert 'came too late and was refused' in a.communicate(timeout=20)[1]
 
+@pytest.mark.alone
 def test_a_busy_machine_keeps_its_job(t):
     "A job that takes three times the lease stays where it is: the lease is renewed"
     m = t.look()

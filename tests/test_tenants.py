@@ -359,6 +359,7 @@ def puts(self, id, path, weight=1., max_running=None):
 Lane.end,LanePool.put,shares.LONG_S = end,puts,60.     # on a busy machine every lane waits so long that it may use the runner for newcomers, whatever its weight
 '''
 
+@pytest.mark.alone
 @pytest.mark.parametrize('threads', [1, 2])
 def test_weights_split_the_throughput(h, threads):
     "Weights 1:3, both with a backlog: jobs split 1:3, and a change at run time holds from then on"
