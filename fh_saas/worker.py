@@ -552,10 +552,12 @@ def _sweeps(self:Worker):
         now = time.monotonic()
         try:
             dead = self._deaths()
-            if now>=full or any(dead.values()): self._sweep(now>=beat, dead); full = now+SWEEP_S
+            if now>=full or any(dead.values()):
+                full,beats = now+SWEEP_S,now>=beat
+                if beats: beat = now+BEAT_S
+                self._sweep(beats, dead)
             elif self.owed: self._look_again()
         except Exception: log.exception('the sweeper met an error of fh_saas itself and goes on')
-        if now>=beat: beat = now+BEAT_S
 
 @patch
 def _folders(self:Worker): return {id(o.here):o.here for o in (*self.lanes, *self.sources) if o.here}

@@ -386,7 +386,8 @@ def leave_log(self:SqliteFile,
 ):
     "Have `close` leave the log for a later `fold`: it then waits for no disk"
     if self.memory: return
-    try: self._writer.conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(leave))
+    try:
+        with self._writer.lock: self._writer.conn.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, int(leave))     # the sweep may be asking how long the log is
     except apsw.ConnectionClosedError: pass       # another thread was quicker
 
 def fold(
