@@ -207,6 +207,18 @@ time.sleep(30)'''
                 assert done(t.look(), t.look().list_jobs('g')[0].id).retry_count==1
         finally: t.go('over')
 
+RUN_FORKS = '''
+m = mgr(tasks=[forks], worker=False)
+id,_ = m.submit('f', forks)
+stop = threading.Event()
+def end():
+    until = time.monotonic()+20
+    while m.get_job(id).status!='completed' and time.monotonic()<until: time.sleep(.01)
+    stop.set()
+threading.Thread(target=end).start()
+m.run(stop=stop)
+'''   # a process whose main thread runs jobs, until the one of `forks` is done
+
 def test_children_of_tasks_end_in_a_process_that_runs_jobs(t):
     "A child that a task has forked dies of SIGTERM, although its parent only begins to drain: a `multiprocessing.Pool` ends its children so"
     run_py(t, '''
@@ -217,15 +229,7 @@ def forks():
     if (pid := os.fork())==0: time.sleep(20); os._exit(0)
     os.kill(pid, signal.SIGTERM)
     return got,os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-m = mgr(tasks=[forks], worker=False)
-id,_ = m.submit('f', forks)
-stop = threading.Event()
-def end():
-    until = time.monotonic()+20
-    while m.get_job(id).status!='completed' and time.monotonic()<until: time.sleep(.01)
-    stop.set()
-threading.Thread(target=end).start()
-m.run(stop=stop)
+'''+RUN_FORKS+'''
 assert m.get_job(id).result=='[[4,9],-15]', m.get_job(id)''')
 
 @pytest.mark.parametrize('own', [False, True])
@@ -239,15 +243,7 @@ def forks():
     if (pid := os.fork())==0: os.write(w, str(signal.getsignal(signal.SIGTERM)).encode()); os._exit(0)
     os.waitpid(pid, 0)
     return os.read(r, 1000).decode()
-m = mgr(tasks=[forks], worker=False)
-id,_ = m.submit('f', forks)
-stop = threading.Event()
-def end():
-    until = time.monotonic()+20
-    while m.get_job(id).status!='completed' and time.monotonic()<until: time.sleep(.01)
-    stop.set()
-threading.Thread(target=end).start()
-m.run(stop=stop)
+'''+RUN_FORKS+'''
 got = m.get_job(id).result
 assert 'mine' in got or 'handler' in got if own else got==f'"{signal.SIG_DFL}"', got''')
 
