@@ -180,3 +180,13 @@ def pg_private():
 def pg(pg_server):
     "The URL of an empty database"
     with pg_server.fresh() as url: yield url
+
+@pytest.fixture
+def on_server(tmp_path, monkeypatch, pg):
+    "A tenant in a database of its own, and no worker left after it"
+    from util import PgTenant, stop_worker
+    monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
+    t = PgTenant(tmp_path, pg)
+    yield t
+    stop_worker()
+    t.close()

@@ -4,15 +4,8 @@ import signal, time
 
 import psycopg, pytest, work
 from fh_saas.ids import from_iso
+from pg import on_server as t # noqa: F401, the fixture of all tests here
 from util import PgTenant, done, end, process, run_py, said, stop_worker, until
-
-@pytest.fixture
-def t(tmp_path, monkeypatch, pg):
-    monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
-    t = PgTenant(tmp_path, pg)
-    yield t
-    stop_worker()
-    t.close()
 
 WORK = "m = mgr(tasks=[gated, quick], threads=2); m._lane.lease_s = float(sys.argv[3]); m._serve(); out('up'); time.sleep(600)"
 
@@ -21,6 +14,7 @@ def machine(t, name, lease=15., code=WORK):
     (t.dir/name).mkdir(exist_ok=True)
     return process(t, code, lease, FH_SAAS_RUN_DIR=str(t.dir/name))
 
+@pytest.mark.alone
 @pytest.mark.parametrize('lease', [2., 15.])
 def test_killed_on_another_machine(t, lease):
     "A job whose machine is gone runs elsewhere once the lease is over, within a second"

@@ -9,15 +9,8 @@ from fh_saas.keys import new_key
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import current_job
 from starlette.testclient import TestClient
-from util import PgTenant, done, env, process, said, stop_worker, until
-
-@pytest.fixture
-def t(tmp_path, monkeypatch, pg):
-    monkeypatch.setenv('FH_SAAS_RUN_DIR', str(tmp_path))
-    t = PgTenant(tmp_path, pg)
-    yield t
-    stop_worker()
-    t.close()
+from pg import on_server as t # noqa: F401, the fixture of all tests here
+from util import done, env, process, said, until
 
 class Clock:
     def __init__(self, at=1_800_000_000.): self.at = at
