@@ -193,12 +193,11 @@ def _listens(self:PgEngine):
         try:
             with self._connect() as c:
                 if self._is_pooled(c): return
-                c.add_notify_handler(lambda n: self._bell.set())
                 c.execute('listen fh_saas_rings')
                 bad = 0
                 while not self.stopping.is_set():
                     self._bell.set()                       # whatever was missed before
-                    for _ in c.notifies(timeout=5., stop_after=1): pass
+                    for _ in c.notifies(timeout=5.): self._bell.set()
                     c.execute('select 1')
         except psycopg.Error: self.stopping.wait(min(5., .05*2**bad)); bad = min(bad+1, 7)
 

@@ -532,10 +532,15 @@ def private(self:PgFile,
         raw,give = self.app.lend() if self.app else self._lend()
         c = self._conn(raw, locks)
         c.give = give
-        if self._pool.pooled: raw.prepare_threshold = None
-        with _together(raw): raw.execute(_BLOCK, (str(max(1, int(wait_s*1000))),))      # with the driver's own `begin`
+        try: self._block(raw, wait_s)
+        except BaseException: c.close(); raise
     except psycopg.Error as e: raise pg_error(e, self.path) from e
     return c
+
+@patch
+def _block(self:PgFile, raw, wait_s):
+    if self._pool.pooled: raw.prepare_threshold = None
+    with _together(raw): raw.execute(_BLOCK, (str(max(1, int(wait_s*1000))),))      # with the driver's own `begin`
 
 @patch
 def _lend(self:PgFile):
