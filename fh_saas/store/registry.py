@@ -173,6 +173,7 @@ def full(self:Registry,
 def add(self:Registry,
     id:str, # A tenant's id
     now:float, # The time, seconds since 1970
+    make=None, # Called with no arguments where nothing speaks against the tenant, before others may add one; gives further columns. None for no such step
     plan:str='standard', # Name of a plan
     timezone:str='UTC', # IANA name
     weight:float=None, # Share of the worker; None for the plan's
@@ -188,6 +189,7 @@ def add(self:Registry,
             if old[0][1]!='deleted': raise ValueError(f'tenant {old[0][0]!r} exists' + (f', and {id!r} differs from it in case only' if old[0][0]!=id else ''))
             c.execute('delete from tenant_registry where id=?', (old[0][0],))            # its tombstone makes room
         row = dict(id=id, status='active', plan=plan, timezone=timezone, weight=weight, max_running=max_running, created_at=to_iso(now), seq=seq) | cols
+        if make: row |= make()
         c.execute(f"insert into tenant_registry({','.join(row)}) values({','.join('?'*len(row))})", tuple(row.values()))
     return self.get(id)
 
