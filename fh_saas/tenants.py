@@ -501,7 +501,7 @@ def create(self:Tenants,
     `StoreError` if the database cannot be made"""
     reg = self.registry
     check_id(id); check_zone(timezone); check_share(weight, max_running); reg.check_plan(plan)
-    if (old := reg.get(id)) and old.status!='deleted': raise ValueError(f'tenant {id!r} exists')
+    if (old := self._settled(id)) and old.status!='deleted': raise ValueError(f'tenant {id!r} exists')
     kw = dict(plan=plan, timezone=timezone, weight=weight, max_running=max_running)
     if self._server and path: raise ValueError('path is for tenants in files; on a server the place is made')
     if path and os.path.exists(path): remove_left(reg)
@@ -537,7 +537,7 @@ def _create_file(self:Tenants, id, path, kw):
         make_file(p, me)
         made.append(p)
         return dict(path=reg.keep(p))
-    try: reg.add(id, self._options['clock'](), make, identity=me, **kw)
+    try: reg.add(id, self._options['clock'](), make=make, identity=me, **kw)
     except BaseException:
         if made and not reg.by_path(reg.keep(made[0])): os.unlink(made[0])
         raise
@@ -564,7 +564,8 @@ def _create_with_app(self:Tenants, id, kw):
 
 @patch
 def _make_with_app(self:Tenants, id, kw):
-    self.registry.add(id, self._options['clock'](), status='deleting', operator=self._here.owner, status_after='active', identity=new_identity(), **kw)
+    try: self.registry.add(id, self._options['clock'](), status='deleting', operator=self._here.owner, status_after='active', identity=new_identity(), **kw)
+    except ValueError: self._settled(id); raise
     try:
         path = os.path.realpath(self._db(id).conn.filename)
         if r := self.registry.by_path(self.registry.keep(path)): raise ValueError(f'open gave tenant {id!r} the database of {r.id!r}: {path}')
@@ -576,6 +577,13 @@ def _make_with_app(self:Tenants, id, kw):
         if db := self._dbs.pop(id, None): db._shut()
         self.registry.set(id, status='deleted', operator=None)
         raise
+
+@patch
+def _settled(self:Tenants, id):
+    "A tenant's row, once nobody is making or deleting it any more"
+    end = time.monotonic()+self._options['busy_s']
+    while (o := self.registry.get(id)) and o.status=='deleting' and time.monotonic()<end: time.sleep(.005)
+    return o
 
 @patch
 def _changed(self:Tenants):

@@ -4,6 +4,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 
 import apsw, pytest, work
+from fastlite import database
 from fh_saas.maintenance import rescue
 from fh_saas.store.base import StoreError
 from fh_saas.tenants import Tenants
@@ -177,8 +178,10 @@ def test_kill_at_each_step_of_a_create(tmp_path, open):
     each_step(tmp_path, CREATE.replace('open=opens', f'open={open}'), prepare, check, 8)
 
 MAKE = PRE+'''
+from fastlite import database
 from fh_saas.tenants import Tenants
-ts,got = Tenants(path, worker=False),[]
+def opens(t): return database(f'{path}/{t.id}.db')
+ts,got = Tenants(path, worker=False, open=opens),[]
 out('ready'); sys.stdin.readline()
 for i in range(20):
     try: got.append(ts.create(f't{i:03}').id)
@@ -186,17 +189,18 @@ for i in range(20):
     assert ts[f't{i:03}'].jobs.list_jobs()==[]
 out(' '.join(got))'''
 
-def test_the_same_tenants_made_by_many_at_once(h):
+@pytest.mark.parametrize('open', ['opens', 'None'])
+def test_the_same_tenants_made_by_many_at_once(h, open):
     "As when several web processes start: one makes each tenant, the others learn that it exists and can use it, and its file is its own"
     with ExitStack() as s:
-        ps = [s.enter_context(process(h, MAKE, pre='')) for _ in range(4)]
+        ps = [s.enter_context(process(h, MAKE.replace('open=opens', f'open={open}'), pre='')) for _ in range(4)]
         for p in ps: said(p, 'ready')
         for p in ps: print(file=p.stdin, flush=True)
         got = [p.stdout.readline().split() for p in ps]
         assert all(p.wait(60)==0 for p in ps), [p.stderr.read() for p in ps]
     ids = [f't{i:03}' for i in range(20)]
     assert sorted(sum(got, []))==ids
-    ts = h.ts()
+    ts = h.ts(**({'open':lambda t: database(f'{h.path}/{t.id}.db')} if open=='opens' else {}))
     assert sorted(ts)==ids and not ts.health()['tenants'] and {o.status for o in ts.values()}=={'active'}
     assert sorted(o.name for o in (h.dir/'data').glob('t*') if o.suffix in ('.db', '.new'))==[f'{o}.db' for o in ids]
 

@@ -173,11 +173,11 @@ def full(self:Registry,
 def add(self:Registry,
     id:str, # A tenant's id
     now:float, # The time, seconds since 1970
-    make=None, # Called with no arguments where nothing speaks against the tenant, before others may add one; gives further columns. None for no such step
     plan:str='standard', # Name of a plan
     timezone:str='UTC', # IANA name
     weight:float=None, # Share of the worker; None for the plan's
     max_running:int=None, # Jobs that may run at the same time; None for the plan's
+    make=None, # Called without arguments where nothing speaks against the tenant, before others may add one; gives further columns. None for no such step
     **cols # Further columns: status, path, identity
 )->TenantRow:
     "A new tenant. Raises `ValueError` if the id is taken, be it in other case, or an option makes no sense"
