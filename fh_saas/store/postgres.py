@@ -310,3 +310,21 @@ def _rows(self:PgStore, sql, args):
         got = c.execute(sql, args)
         return [dict(zip(got.cols, o)) for o in got]
     return self._patiently(ask)
+
+# %% ../../nbs/store/22_postgres.ipynb #22702a93
+_TRACES = 'tenant_jobs','tenant_job_steps','tenant_job_parents','tenant_starts'
+
+@patch
+def rewrite(self:PgStore)->bool: # Whether all of it could be left behind
+    "Write the tables anew, without what was removed. Raises `StoreBusy`, `StoreError`"
+    if self._pool.pooled: return False
+    kept,tables = [],', '.join(in_schema(f'from {o}', self.schema)[5:] for o in _TRACES)
+    hear = lambda d: d.message_detail and kept.append(d.message_detail.split(maxsplit=1)[0])
+    with self._short() as c:
+        c.raw.execute(f'set lock_timeout={max(1, int(self.wait_s*1000))}')
+        c.raw.add_notice_handler(hear)
+        try: c.raw.execute(f'vacuum (full, verbose, analyze) {tables}')
+        finally:
+            c.raw.remove_notice_handler(hear)
+            if not c.raw.closed: c.raw.execute('reset lock_timeout')
+    return kept==['0']*len(_TRACES)
