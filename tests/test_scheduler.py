@@ -105,6 +105,7 @@ def test_run_now_and_next_runs(m, clock):
     assert m.get_job(id).result=='7'
     assert [o.isoformat() for o in m.schedules(n=2)[0].next]==['2026-03-02T09:00:00+09:00', '2026-03-03T09:00:00+09:00']
 
+@pytest.mark.on_sqlite('refused before a store is asked')
 @pytest.mark.parametrize('err,word,args,kw', [
     (ValueError, 'expr', ('nonsense',), {}), (ValueError, 'minute', ('61 * * * *',), {}), (TypeError, 'expr', (5,), {}),
     (ValueError, 'tz', ('0 9 * * *',), dict(tz='Mars/Base')), (TypeError, 'tz', ('0 9 * * *',), dict(tz=3)),
