@@ -3,7 +3,7 @@ import math, time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
-import apsw, pytest, work
+import apsw, psycopg, pytest, work
 from fastlite import database
 from fh_saas import retention, worker as _w
 from fh_saas.ids import to_iso
@@ -311,7 +311,8 @@ def test_memory():
 def test_locked(t):
     m = t.look(busy_s=.05)
     add(m, 5); m.keep(completed=5)
-    c = apsw.Connection(str(t.path)); c.execute('begin immediate')
+    if on_server(t): c = psycopg.connect(t.path); c.execute('select 1 from tenant_jobs for update')
+    else: c = apsw.Connection(str(t.path)); c.execute('begin immediate')
     with pytest.raises(StoreBusy): prune(m)
     c.execute('rollback'); c.close()
     assert prune(m)==5

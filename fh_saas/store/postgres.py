@@ -36,7 +36,11 @@ def _with_all(sql):
         and not exists (select 1 from tenant_meta where key='left:'||job)), p as (delete from tenant_job_parents where child in (select id from gone)
         and not exists (select 1 from tenant_meta where key='left:'||child)) select id from gone'''
 
-_instead = {_controls._FIRST:_FIRST, _retention._DROP:_with_all(_retention._DROP), _bulk._DELETE:_with_all(_bulk._DELETE), _retention._TRIGGER:'select 1', 'pragma auto_vacuum':'select 0'}
+# by their places, whatever is believed of how many jobs have that type and status
+_DROP = _with_all(_retention._DROP.replace('rowid in (select cast(value as integer) from json_each(?1)) and job_type=?2 and status=?3',
+    "rowid=any(array(select cast(value as integer) from json_each(?1))) and job_type||''=?2 and status||''=?3"))
+
+_instead = {_controls._FIRST:_FIRST, _retention._DROP:_DROP, _bulk._DELETE:_with_all(_bulk._DELETE), _retention._TRIGGER:'select 1', 'pragma auto_vacuum':'select 0'}
 
 # %% ../../nbs/store/22_postgres.ipynb #0c4be614
 class PgStoreConn(PgConn):
