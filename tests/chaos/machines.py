@@ -11,7 +11,7 @@ sys.path[:0] = [str(root), str(root/'tests'), str(root/'tests/apps')]
 import psycopg
 import pg, work_pg as work
 from fh_saas.tenants import Tenants
-from util import env
+from util import env, until
 
 WORKER = '''
 import logging, os, signal, sys, threading, time
@@ -106,13 +106,13 @@ class Run:
         m = self.rng.choice(self.ms[1:])
         self.lost(f'kill {m.i}', m)
         m.kill(); self.note('killed', m.i)
-        time.sleep(1); m.start()
+        time.sleep(1); m.start()                           # the others have it alone for a while
     def cut(self, s):
         m,end = self.ms[0],time.monotonic()+s
         self.lost(f'cut {m.i}', m)
         m.cut(); self.note('cut off', m.i)
         had = self.held(m.owner) if m.ns else []
-        time.sleep(max(0., end-time.monotonic()))
+        time.sleep(max(0., end-time.monotonic()))          # the server's clock says when a lease is over, and nobody can put that forward
         with self.server.connect(self.db) as c:
             left = [o for o in had if c.execute(f"select 1 from \"t_{o}\".tenant_jobs where status='running' and owner=%s limit 1", (m.owner,)).fetchone()]
         m.mend(); self.note('joined again', m.i)
@@ -125,10 +125,8 @@ class Run:
                 yield (what, n, *(o if o is None else round(o, 1) for o in (s, late)))
     def restart(self, mode): self.server.restart(mode); self.note('server restarted', mode)
     def verify(self, s):
-        end = time.monotonic()+s
-        while n := self.left():
-            assert time.monotonic()<end, f'{n} jobs are not over; {self.dir}'
-            time.sleep(1)
+        try: until(lambda: not self.left(), s, .2)
+        except AssertionError: raise AssertionError(f'{self.left()} jobs are not over; {self.dir}') from None
         self.note('all over')
         ask = lambda w: self.ask(f'select {w}')
         assert ask("count(*) from @tenant_jobs where status='completed'")==self.jobs
@@ -148,8 +146,8 @@ def run(tenants=200, jobs=50_000, machines=3, engine='postgres', kills=4, cut_s=
         for m in r.ms: m.start()
         t = threading.Thread(target=r.submit, daemon=True)
         t.start()
-        time.sleep(2)
-        for i in range(max(kills, restarts)):
+        until(lambda: r.ask('select count(*) from @effects'), 60, .1)
+        for i in range(max(kills, restarts)):                     # what is between is part of the load: jobs run undisturbed for a while
             if i<kills: r.kill()
             if i==1 and cut_s: r.cut(cut_s)
             if i<restarts: time.sleep(2); r.restart(('immediate', 'fast')[i%2])
