@@ -512,15 +512,21 @@ def read(self:PgFile,
 def alone(self:PgFile,
     sql:str, # One statement that gives no rows, as SQLite has it
     args:tuple=(), # Bound values
-    wait_s:float=None, # How long to wait for a connection, in seconds; None for the database's default
+    wait_s:float=None, # How long to wait for a connection and for locks, in seconds; None for the database's default
     timer:Callable=None, # Gives seconds; None for the usual clock
 )->tuple: # (rows that it changed, seconds that it took)
     "A statement that is its own transaction. Raises `StoreBusy` or `StoreError`"
     timer = timer or time.perf_counter
     with self._short(wait_s) as c:
         t = timer()
-        c.execute(sql, args)
-        return c.changes(),timer()-t
+        try:
+            c.post('begin')
+            c.post("select set_config('lock_timeout',%s,true)", (str(max(1, int(1000*(self.wait_s if wait_s is None else wait_s)))),))
+            c.execute(sql, args)
+            n = c.changes()
+            c.own('commit')
+        except BaseException: _undo(c.raw); raise
+        return n,timer()-t
 
 # %% ../../nbs/store/21_pg_file.ipynb #4a5d1a88
 @patch
