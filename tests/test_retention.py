@@ -31,6 +31,8 @@ def count(m, **kw): return len(m.list_jobs(limit=10**6, **kw))
 def prune(m, **kw): return m.prune(now=NOW, **kw)
 def q(m, sql, *args): return m._lane.store.read(sql, args)
 
+def some(t, n): return n//5 if on_server(t) else n       # where filling the table takes longest
+
 def many(m, sql, rows):
     "A change for each row"
     with m._lane.store.writing() as c:
@@ -144,11 +146,12 @@ def sweep(m, **kw):
 def test_a_hundred_thousand_in_small_commits(t, monkeypatch):
     "By a clock that counts 10 µs a row, no commit holds the lock for 20 ms, and few are much smaller than they need be"
     m = t.look()
-    add(m, 100_000); add(m, 50, 1, first=200_000)
+    many = some(t, 100_000)
+    add(m, many); add(m, 50, 1, first=200_000)
     n = changes(m, monkeypatch)
     s,held = sweep(m, timer=lambda: n()*10e-6)
-    assert s.n==100_000 and count(m)==50
-    assert max(held)<.02 and abs(sum(held)-1)<1e-6 and len(held)<300
+    assert s.n==many and count(m)==50
+    assert max(held)<.02 and abs(sum(held)-many*10e-6)<1e-6 and len(held)<300
 
 @pytest.mark.parametrize('row_s', [.0005, .001, .02])
 def test_slow_disk(t, row_s, monkeypatch):
@@ -353,7 +356,7 @@ def test_the_worker_prunes(t):
 
 def test_jobs_run_meanwhile(t):
     m = t.mgr()
-    add(m, 10_000, 5000, 'failed')
+    add(m, some(t, 10_000), 5000, 'failed')
     m.keep(failed=50)
     w = m._serve()
     m._lane.prune_at = 0.; w._sweep(True)
@@ -381,14 +384,17 @@ def test_tenants_in_turn(t):
     ts = Tenants(home(t), tasks=[work.quick])
     try:
         ms = [ts.create(o).jobs for o in 'abc']
-        for m,n in zip(ms, (20_000, 20, 20)): add(m, n, 5000)
+        for m,n in zip(ms, (some(t, 20_000), 20, 20)): add(m, n, 5000)
         ts.keep(completed=30)
         p = Pruner(sleep=lambda s: time.sleep(.0005))
         for m in ms: m._lane.prune_at = 0.; p.offer(m._lane)
         until(lambda: not count(ms[1]) and not count(ms[2]))
         assert q(ms[0], 'select count(*) from tenant_jobs')[0][0]
-        until(lambda: p._thread is None, 60)
-        assert not count(ms[0])
+        def over():
+            "What was busy for a moment is left, and comes again after a while"
+            if p._thread is None and count(ms[0]): ms[0]._lane.prune_at = 0.; p.offer(ms[0]._lane)
+            return not count(ms[0])
+        until(over)
     finally: ts.close(); stop_worker()
 
 # --- crashes, several processes
@@ -397,19 +403,20 @@ STEPS = "insert into tenant_job_steps select tenant_jobs.id, 's'||n, '1', '' fro
 
 def test_kill_in_the_middle(t):
     m = t.look()
-    add(m, 20_000)
+    n = some(t, 20_000)
+    add(m, n)
     change(m, STEPS)
     many(m, "insert into tenant_job_steps values('completed-0000700',?,'1','')", [(f't{i}',) for i in range(5000)])
     m.keep(completed=5)
     for _ in range(4):
         was = q(m, 'select count(*) from tenant_jobs')[0][0]
-        with process(t, f"m = mgr(worker=False); out('up'); m.prune(batch=100, now={NOW})") as p:
+        with process(t, f"m = mgr(worker=False); out('up'); m.prune(batch={some(t, 100)}, now={NOW})") as p:
             said(p, 'up')
             until(lambda: q(m, 'select count(*) from tenant_jobs')[0][0]<was)
             p.kill()
         assert not q(m, "select job from tenant_job_steps where job not in (select id from tenant_jobs) and 'left:'||job not in (select key from tenant_meta)")
     left = count(m)
-    assert 0<left<20_000 and prune(m)==left
+    assert 0<left<n and prune(m)==left
     whole(m)
 
 def test_a_note_of_what_was_left_survives(t):
@@ -443,7 +450,8 @@ def test_a_note_of_a_job_that_was_retried(t):
 
 def test_several_processes_at_once(t):
     m = t.look()
-    add(m, 6000); add(m, 100, 1, first=50_000)
+    n = some(t, 6000)
+    add(m, n); add(m, 100, 1, first=50_000)
     with m._lane.store.writing() as c: c.execute(STEPS)
     m.keep(completed=5)
     code = f"""
@@ -453,11 +461,12 @@ out('pruned', m.prune(batch=40, now={NOW}))"""
         for p in a,b,c: said(p, 'up')
         for p in a,b,c: p.stdin.write('\n'); p.stdin.flush()
         ns = [int(p.stdout.readline().split()[1]) for p in (a,b,c)]
-    assert sum(ns)==6000 and sum(o>0 for o in ns)>1 and count(m)==100
+    assert sum(ns)==n and sum(o>0 for o in ns)>1 and count(m)==100
     whole(m)
 
 def test_several_threads_at_once(t):
     m = t.look()
-    add(m, 3000); m.keep(completed=5)
+    n = some(t, 3000)
+    add(m, n); m.keep(completed=5)
     with ThreadPoolExecutor(4) as ex: ns = list(ex.map(lambda _: prune(m, batch=20), range(4)))
-    assert sum(ns)==3000
+    assert sum(ns)==n
