@@ -196,7 +196,7 @@ out('ok', len(syncs))''', pre=SYNCS+PRE)
 # --- how soon that is noticed
 
 NO_SWEEP = '''
-from fh_saas import worker
+from fh_saas.running import worker
 worker.SWEEP_S = worker.BEAT_S = 3600.
 '''
 HOLDS = "m = mgr(tasks=[gated], handoff=0); m.submit('g', gated, folder=folder, name='x'); time.sleep(60)"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import apsw, pytest, work
 from fastlite import database
 from fh_saas import rollout
-from fh_saas.moving import TenantBusy
+from fh_saas.running.moving import TenantBusy
 from fh_saas.rollout import Rollout
 from fh_saas.store.base import StoreError
 from fh_saas.store.sqlite import SqliteStore
@@ -350,9 +350,9 @@ def test_delete(h):
 # --- shares
 
 EVEN = '''
-from fh_saas import shares
-from fh_saas.lane import Lane
-from fh_saas.lane_pool import LanePool
+from fh_saas.running import shares
+from fh_saas.running.lane import Lane
+from fh_saas.running.lane_pool import LanePool
 ended,put = Lane.end,LanePool.put
 def end(self, a, out, took_s, keep=False): return ended(self, a, out, .001, keep)      # what it naps, however long a busy machine made it wait
 def puts(self, id, path, weight=1., max_running=None):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import apsw
 from fastlite import database
-from fh_saas import worker as _w
+from fh_saas.running import worker as _w
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 
 root = Path(__file__).resolve().parent.parent
