@@ -12,7 +12,8 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from fastcore.basics import GetAttr, patch, patch_to
-from .running import events; from fh_saas import utils_bgtsk
+from .running import events
+from . import utils_bgtsk
 from .running import worker as _w
 from .running.context import JobContext, context_of, current, current_job
 from .running.executor import failed
