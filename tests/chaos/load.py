@@ -1,7 +1,7 @@
 "The tasks of the soak: each says in the ledger what it does, durably, before it does more"
 import asyncio, os, time
 from contextlib import contextmanager
-from fh_saas.running.context import JobContext, current_job
+from fh_saas.utils_bgtsk import JobContext, current_job
 
 FOLDER = os.environ.get('CHAOS_FOLDER')
 
