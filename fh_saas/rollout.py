@@ -92,16 +92,10 @@ def _head(self:Rollout):
     return dict(zip(cols.split(','), rows[0]))
 
 @patch
-def _mark(self:Rollout, n, state, error, was='running'):
+def _mark(self:Rollout, n, state, error):
     with self.tenants.registry.writing() as c:
-        c.execute('update tenant_rollout_jobs set state=?, error=? where rollout=? and n=? and state=?', (state, error, self.id, n, was))
+        c.execute("update tenant_rollout_jobs set state=?, error=? where rollout=? and n=? and state='running'", (state, error, self.id, n))
         return bool(c.changes())
-
-@patch
-def _end(self:Rollout, state, why):
-    with self.tenants.registry.writing() as c:
-        c.execute("update tenant_rollouts set state=?, why=?, ended_at=? where id=? and state='running'", (state, why, to_iso(time.time()), self.id))
-    return True
 
 # %% ../nbs/21_rollout.ipynb #2cfe7cf6
 @patch
@@ -113,13 +107,42 @@ def _look(self:Rollout, r, n, tenant, job_id):
     try:
         with self.tenants[tenant]._file() as f:
             job = f.get(job_id)
-            if job is None: f.insert([NewJob(job_id, r['job_type'], r['payload'], r['max_retries'], now, r['task'], now, DUE, r['typed'])], 1.)
+            if job is None:
+                with f.writing(1.) as c:
+                    if f.get(job_id) is None: f.insert_into(c, [NewJob(job_id, r['job_type'], r['payload'], r['max_retries'], now, r['task'], now, DUE, r['typed'])])
     except (StoreError, KeyError) as e: return self._mark(n, 'failed', str(e))
     if job is None: self.tenants._ring(tenant)
     if job is None or job['status'] not in FINAL: return False
     return self._mark(n, 'completed' if job['status']=='completed' else 'failed', job['error_log'] and job['error_log'].strip().splitlines()[-1][:500])
 
 # %% ../nbs/21_rollout.ipynb #3409ebf7
+def _decided(r, n):
+    "(how it ends, why), or (None, (how many more may have it, how far from the beginning))"
+    ended,total = n.get('completed', 0)+n.get('failed', 0),sum(n.values())
+    if n.get('failed', 0)>r['stop_at_failures']*ended: return 'stopped',f'{n["failed"]} of {ended} failed'
+    if ended==total: return 'completed',None
+    most = r['canaries'] if ended<r['canaries'] else total
+    return None,(max(0, min(r['batch'], most)-n.get('running', 0)),most)
+
+@patch
+def _next(self:Rollout):
+    "(whether it has ended, the tenants to which it goes next)"
+    reg = self.tenants.registry
+    count = 'select state,count(*) from tenant_rollout_jobs where rollout=? group by state'
+    end,what = _decided(self._head(), n := dict(reg.read(count, (self.id,))))
+    if not end and not (what[0] and n.get('waiting')): return False,[]        # nothing to write: it is polled
+    with reg.writing() as c:
+        r = self._head()
+        if r['state']!='running': return False,[]
+        end,what = _decided(r, dict(c.execute(count, (self.id,)).fetchall()))
+        if end:
+            c.execute('update tenant_rollouts set state=?, why=?, ended_at=? where id=?', (end, what, to_iso(time.time()), self.id))
+            return True,[]
+        todo = c.execute("select n,tenant,job_id from tenant_rollout_jobs where rollout=? and state='waiting' and n<? order by n limit ?", (self.id, what[1], what[0])).fetchall()
+        c.executemany("update tenant_rollout_jobs set state='running' where rollout=? and n=?", [(self.id, o[0]) for o in todo])
+    return False,todo
+
+# %% ../nbs/21_rollout.ipynb #ccd1ec5d
 @patch
 def advance(self:Rollout)->bool: # Whether anything has changed
     "Look at the jobs under way, and submit the next ones. Any process may, at any time"
@@ -127,18 +150,10 @@ def advance(self:Rollout)->bool: # Whether anything has changed
     r = self._head()
     jobs = reg.read("select n,tenant,job_id from tenant_rollout_jobs where rollout=? and state='running' order by n", (self.id,))
     moved = sum([self._look(r, *o) for o in jobs])
-    p = self.progress()
-    if p['state']!='running': return moved>0
-    ended = p['completed']+p['failed']
-    if p['failed'] and p['failed']>r['stop_at_failures']*ended: return self._end('stopped', f'{p["failed"]} of {ended} failed')
-    if ended==p['total']: return self._end('completed', None)
-    most = r['canaries'] if ended<r['canaries'] and r['canaries'] else p['total']
-    free = max(0, min(r['batch'], most)-p['running'])
-    todo = reg.read("select n,tenant,job_id from tenant_rollout_jobs where rollout=? and state='waiting' and n<? order by n limit ?", (self.id, most, free))
-    for o in todo:
-        self._mark(o[0], 'running', None, 'waiting')
-        self._look(r, *o)
-    return bool(moved or todo)
+    if r['state']!='running': return moved>0
+    ended,todo = self._next()
+    for o in todo: self._look(r, *o)
+    return bool(moved or ended or todo)
 
 # %% ../nbs/21_rollout.ipynb #f83eff30
 @patch
@@ -172,7 +187,8 @@ def wait(self:Rollout,
 @patch
 def stop(self:Rollout):
     "Give it to no more tenants"
-    self._end('stopped', 'by hand')
+    with self.tenants.registry.writing() as c:
+        c.execute("update tenant_rollouts set state='stopped', why='by hand', ended_at=? where id=? and state='running'", (to_iso(time.time()), self.id))
 
 @patch
 def resume(self:Rollout,

@@ -12,7 +12,7 @@ from datetime import datetime
 from fastcore.basics import patch
 from . import worker as _w
 from .around import add_around
-from .check_in import check_in, make_file, set_gate
+from .check_in import check_in, make_file, set_gate, untouched
 from .databases import Fastsql, run_folder
 from .engines.engine import ENGINES
 from .engines.engine import engine as engine_named
@@ -501,14 +501,14 @@ def create(self:Tenants,
     `StoreError` if the database cannot be made"""
     reg = self.registry
     check_id(id); check_zone(timezone); check_share(weight, max_running); reg.check_plan(plan)
-    if (old := reg.get(id)) and old.status!='deleted': raise ValueError(f'tenant {id!r} exists')
+    if (old := self._settled(id)) and old.status!='deleted': raise ValueError(f'tenant {id!r} exists')
     kw = dict(plan=plan, timezone=timezone, weight=weight, max_running=max_running)
     if self._server and path: raise ValueError('path is for tenants in files; on a server the place is made')
     if path and os.path.exists(path): remove_left(reg)
     if self._server: self._create_on_server(id, kw)
     elif self._opens: self._create_with_app(id, kw)
-    elif path and os.path.exists(path): self._take_over(id, os.path.realpath(path), kw)
-    else: self._create_file(id, os.path.realpath(path) if path else self._free_path(id), kw)
+    elif path and os.path.exists(path) and not self._abandoned(os.path.realpath(path)): self._take_over(id, os.path.realpath(path), kw)
+    else: self._create_file(id, path and os.path.realpath(path), kw)
     self._changed()
     return Tenant(self, id)
 
@@ -516,19 +516,31 @@ def create(self:Tenants,
 @patch
 def _free_path(self:Tenants, id):
     for i in range(1, 1000):
-        p = os.path.join(os.path.dirname(self._host), f'{id}.db' if i==1 else f'{id}-{i}.db')
-        if not os.path.exists(p): return p
-        if i==1: remove_left(self.registry)               # the file of a deleted tenant may wait there
-        if not os.path.exists(p): return p
+        p = self._beside(f'{id}.db' if i==1 else f'{id}-{i}.db')
+        if not os.path.exists(p) or self._abandoned(p): return p
         if not self.registry.by_path(self.registry.keep(p)): raise ValueError(f'{p} exists; to take it over say path={p!r}')
     raise ValueError(f'no file name is free for {id!r}')
 
 @patch
+def _beside(self:Tenants, name): return os.path.join(os.path.dirname(self._host), name)
+
+@patch
+def _abandoned(self:Tenants, path): return not self.registry.by_path(self.registry.keep(path)) and untouched(path)
+
+@patch
 def _create_file(self:Tenants, id, path, kw):
-    me = new_identity()
-    make_file(path, me)
-    try: self.registry.add(id, self._options['clock'](), path=self.registry.keep(path), identity=me, **kw)
-    except BaseException: os.unlink(path); raise
+    reg,me,made = self.registry,new_identity(),[]
+    if not path and os.path.exists(self._beside(f'{id}.db')): remove_left(reg)      # the file of a deleted tenant may wait there
+    def make():
+        p = path or self._free_path(id)
+        if os.path.exists(p) and self._abandoned(p): os.unlink(p)
+        make_file(p, me)
+        made.append(p)
+        return dict(path=reg.keep(p))
+    try: reg.add(id, self._options['clock'](), make=make, identity=me, **kw)
+    except BaseException:
+        if made and not reg.by_path(reg.keep(made[0])): os.unlink(made[0])
+        raise
 
 @patch
 def _take_over(self:Tenants, id, path, kw):
@@ -552,7 +564,8 @@ def _create_with_app(self:Tenants, id, kw):
 
 @patch
 def _make_with_app(self:Tenants, id, kw):
-    self.registry.add(id, self._options['clock'](), status='deleting', operator=self._here.owner, status_after='active', identity=new_identity(), **kw)
+    try: self.registry.add(id, self._options['clock'](), status='deleting', operator=self._here.owner, status_after='active', identity=new_identity(), **kw)
+    except ValueError: self._settled(id); raise
     try:
         path = os.path.realpath(self._db(id).conn.filename)
         if r := self.registry.by_path(self.registry.keep(path)): raise ValueError(f'open gave tenant {id!r} the database of {r.id!r}: {path}')
@@ -564,6 +577,13 @@ def _make_with_app(self:Tenants, id, kw):
         if db := self._dbs.pop(id, None): db._shut()
         self.registry.set(id, status='deleted', operator=None)
         raise
+
+@patch
+def _settled(self:Tenants, id):
+    "A tenant's row, once nobody is making or deleting it any more"
+    end = time.monotonic()+self._options['busy_s']
+    while (o := self.registry.get(id)) and o.status=='deleting' and time.monotonic()<end: time.sleep(.005)
+    return o
 
 @patch
 def _changed(self:Tenants):

@@ -5,8 +5,11 @@ from contextlib import contextmanager
 
 import apsw, pytest, work
 from fastlite import database
+from fh_saas import rollout
 from fh_saas.moving import TenantBusy
+from fh_saas.rollout import Rollout
 from fh_saas.store.base import StoreError
+from fh_saas.store.sqlite import SqliteStore
 from fh_saas.tenants import Tenants
 from util import Server, Tenant, end, env, process, run_py, said, start_py, stop_worker, until
 
@@ -398,6 +401,23 @@ def broken(folder, every):
     "Fails each time that `every` divides the number of starts"
     work.say(folder, 'start', 'x', os.getpid())
     if not sum(' start ' in o for o in open(f'{folder}/log'))%every: raise ValueError('StripeTimeout')
+
+@pytest.mark.parametrize('where', ['_decided', '_look'])
+def test_two_take_a_step_of_a_rollout_at_once(h, monkeypatch, where):
+    "Another process steps just before this one decides, or before it submits: no more than `batch` are under way, each has one job, and none counts as failed"
+    ts = h.many(8)
+    r = ts.submit_all('quick', work.quick, dict(folder=str(h.dir), name='x'), canaries=0, batch=3)
+    for o in ts.values(): o.jobs.run_due()
+    home,name = (rollout,where) if where=='_decided' else (SqliteStore,'get')
+    old,other = getattr(home, name),[1]
+    def meanwhile(*a):
+        got = old(*a)
+        if other and (where=='_decided' or got is None): other.pop(); Rollout(h.ts(), r.id).advance()
+        return got
+    monkeypatch.setattr(home, name, meanwhile)
+    assert r.advance() and not other
+    assert [r.progress()[k] for k in ('completed', 'running', 'waiting', 'failed')]==[3, 3, 2, 0]
+    assert sum(len(o.jobs.list_jobs()) for o in ts.values())==6
 
 def test_submit_all_stops_and_resumes(h):
     "Canaries first; too many failures stop it before anybody else gets the job; resumed, it gives each tenant one job"

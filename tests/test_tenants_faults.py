@@ -1,9 +1,10 @@
 "Tenants when things go wrong half-way: kill -9 at every step of a move and a delete, full and read-only files, files that cannot be upgraded"
 import os, re, subprocess, sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import apsw, pytest, work
+from fastlite import database
 from fh_saas.maintenance import rescue
 from fh_saas.store.base import StoreError
 from fh_saas.tenants import Tenants
@@ -172,9 +173,36 @@ def test_kill_at_each_step_of_a_create(tmp_path, open):
         run_all(ts['t000'])
         assert len(h.names())==2 and ts['t000'].status=='active', n
         if 't001' in ts: assert ts['t001'].status=='active' and ts['t001'].jobs.list_jobs()==[], n
-        else: ts.create('t001', path=h.dir/'data/t001.db' if (h.dir/'data/t001.db').exists() else None)
-        assert not ts.health()['tenants'] or 'belonged' in ts.health()['tenants']['t001']['why'], n
+        else: assert ts.create('t001').path==str(h.dir/'data/t001.db'), n
+        assert not ts.health()['tenants'], n
     each_step(tmp_path, CREATE.replace('open=opens', f'open={open}'), prepare, check, 8)
+
+MAKE = PRE+'''
+from fastlite import database
+from fh_saas.tenants import Tenants
+def opens(t): return database(f'{path}/{t.id}.db')
+ts,got = Tenants(path, worker=False, open=opens),[]
+out('ready'); sys.stdin.readline()
+for i in range(20):
+    try: got.append(ts.create(f't{i:03}').id)
+    except ValueError as e: assert str(e)==f"tenant 't{i:03}' exists", e
+    assert ts[f't{i:03}'].jobs.list_jobs()==[]
+out(' '.join(got))'''
+
+@pytest.mark.parametrize('open', ['opens', 'None'])
+def test_the_same_tenants_made_by_many_at_once(h, open):
+    "As when several web processes start: one makes each tenant, the others learn that it exists and can use it, and its file is its own"
+    with ExitStack() as s:
+        ps = [s.enter_context(process(h, MAKE.replace('open=opens', f'open={open}'), pre='')) for _ in range(4)]
+        for p in ps: said(p, 'ready')
+        for p in ps: print(file=p.stdin, flush=True)
+        got = [p.stdout.readline().split() for p in ps]
+        assert all(p.wait(60)==0 for p in ps), [p.stderr.read() for p in ps]
+    ids = [f't{i:03}' for i in range(20)]
+    assert sorted(sum(got, []))==ids
+    ts = h.ts(**({'open':lambda t: database(f'{h.path}/{t.id}.db')} if open=='opens' else {}))
+    assert sorted(ts)==ids and not ts.health()['tenants'] and {o.status for o in ts.values()}=={'active'}
+    assert sorted(o.name for o in (h.dir/'data').glob('t*') if o.suffix in ('.db', '.new'))==[f'{o}.db' for o in ids]
 
 # --- what others do meanwhile
 

@@ -177,6 +177,7 @@ def add(self:Registry,
     timezone:str='UTC', # IANA name
     weight:float=None, # Share of the worker; None for the plan's
     max_running:int=None, # Jobs that may run at the same time; None for the plan's
+    make=None, # Called without arguments where nothing speaks against the tenant, before others may add one; gives further columns. None for no such step
     **cols # Further columns: status, path, identity
 )->TenantRow:
     "A new tenant. Raises `ValueError` if the id is taken, be it in other case, or an option makes no sense"
@@ -188,6 +189,7 @@ def add(self:Registry,
             if old[0][1]!='deleted': raise ValueError(f'tenant {old[0][0]!r} exists' + (f', and {id!r} differs from it in case only' if old[0][0]!=id else ''))
             c.execute('delete from tenant_registry where id=?', (old[0][0],))            # its tombstone makes room
         row = dict(id=id, status='active', plan=plan, timezone=timezone, weight=weight, max_running=max_running, created_at=to_iso(now), seq=seq) | cols
+        if make: row |= make()
         c.execute(f"insert into tenant_registry({','.join(row)}) values({','.join('?'*len(row))})", tuple(row.values()))
     return self.get(id)
 
