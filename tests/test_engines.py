@@ -1,5 +1,5 @@
 "Doorbells between machines: no ring is lost, each reaches one worker, whatever is killed"
-import subprocess, sys, threading, time
+import subprocess, sys, threading, time, warnings
 from contextlib import contextmanager
 
 import psycopg, pytest
@@ -198,3 +198,15 @@ def test_a_missing_extra_is_named(name, mod, extra):
     code = f'import sys; sys.modules[{mod!r}] = None\nfrom fh_saas.engines.engine import engine\ntry: engine({name!r}, "postgresql://x/y")\nexcept ImportError as e: print(e)'
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env())
     assert extra in out.stdout, out.stderr
+
+def test_the_driver_warns_of_nothing(pg):
+    "The listener hears in one way alone: two beside each other may lose what is said"
+    e,w = pg_engine(pg, look_s=60.),Work()
+    with warnings.catch_warnings(record=True) as got:
+        warnings.simplefilter('always')
+        with serving(e, w.drain):
+            until(lambda: rows(pg, "select 1 from pg_stat_activity where application_name='fh_saas ring' and datname=current_database() and query in ('listen fh_saas_rings', 'select 1')"))
+            for i in range(5):
+                w.put('acme'); e.ring('acme')
+                until(w.over, 30)
+    assert not [o for o in got if issubclass(o.category, RuntimeWarning)]

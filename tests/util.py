@@ -1,11 +1,13 @@
 "What the tests of the engine share: waiting for things, other processes, servers"
 import inspect, os, re, signal, subprocess, sys, threading, time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
 from fastlite import database
 from fh_saas import worker as _w
+from fh_saas.telemetry import subscribe
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 
 root = Path(__file__).resolve().parent.parent
@@ -26,6 +28,16 @@ def done(m, id, s=60., status='completed'):
     return m.get_job(id)
 
 def all_done(m, n, s=60., status='completed'): until(lambda: len(m.list_jobs(status=status, limit=10**6))==n, s, .02)
+
+@contextmanager
+def heard():
+    "How often each event of this process has come, by (event, job id)"
+    c,lock = Counter(),threading.Lock()
+    def hear(event, job_id=None, **_):
+        with lock: c[event, job_id] += 1
+    s = subscribe(hear, queue=None)
+    try: yield c
+    finally: s()
 
 class Pulse:
     "How late the machine is: what a thread takes longer than 5 ms that only sleeps so long and flushes a byte. Bounds that grow with it hold on a busy machine too, and are as tight as ever on an idle one"
