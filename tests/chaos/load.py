@@ -28,8 +28,8 @@ def limited(n):
     say('start', id); time.sleep(.02); say('end', id)
 
 def cpu(n, job:JobContext):
-    "Runs in a child process"
-    say('start', job.id); sum(range(100000)); say('end', job.id)
+    "Runs in a child process; it says of which worker, since it dies with it"
+    say('start', job.id, os.getppid()); sum(range(100000)); time.sleep(.02+n%7*.02); say('end', job.id)
 
 def writes(n, job:JobContext):
     say('start', job.id)
