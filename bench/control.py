@@ -2,7 +2,7 @@
 import argparse, shutil, statistics as st, sys, threading, time
 from bench.task import home
 from fastlite import database
-from fh_saas import worker as _w
+from fh_saas.running import worker as _w
 from fh_saas.utils_bgtsk import BackgroundTaskManager, task
 
 done,left = threading.Event(),[0]

@@ -2,7 +2,7 @@
 import time
 from bench.systems import FhSaas
 from bench.task import noop
-from fh_saas.executor import call
+from fh_saas.running.executor import call
 from fh_saas.store.sqlite_file import SqliteFile
 
 def timed(n=40000, batch=800):

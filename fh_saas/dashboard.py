@@ -8,10 +8,10 @@ __all__ = ['dashboard', 'serve']
 # %% ../nbs/31_dashboard.ipynb #261eea6d
 import socket
 from fasthtml.common import A, Beforeware, FastHTML, P
-from . import control_pages, job_pages, tenant_pages
-from .board import Board
-from .guard import Guard, check_token, is_loopback
-from .pages import View, routes
+from .web import control_pages, job_pages, tenant_pages
+from .web.board import Board
+from .web.guard import Guard, check_token, is_loopback
+from .web.pages import View, routes
 from .redact import Redactor
 from .store.base import StoreError
 from .telemetry import log
@@ -58,7 +58,7 @@ def dashboard(
     board = Board(target, hide if isinstance(hide, Redactor) else Redactor(*hide))
     token,failed = check_token(token),_sorry(board)
     app = FastHTML(default_hdrs=False, sess_cls=None, secret_key='none', canonical=False, before=[auth] if auth else [],
-        middleware=[Middleware(Guard, token=token, auth=auth is not None, origin=origin)], routes=[Mount('/assets', StaticFiles(directory=Path(job_pages.__file__).parent/'assets'))],
+        middleware=[Middleware(Guard, token=token, auth=auth is not None, origin=origin)], routes=[Mount('/assets', StaticFiles(directory=Path(job_pages.__file__).parent.parent/'assets'))],
         exception_handlers={o:failed for o in (HTTPException, 404, 405, StoreError, KeyError, Exception)})
     app.token = token
     for (method,path),f in routes.items(): app.route(path, methods=[method], name=f'{method}{path}')(_handler(f, board, f'{method} {path}'))

@@ -10,8 +10,8 @@ import msgspec
 from fastcore.basics import patch
 from contextlib import contextmanager
 from . import __version__
-from .around import around, remove_around
-from .context import JobContext
+from .running.around import around, remove_around
+from .running.context import JobContext
 from .ids import from_iso
 from .retry import Snooze
 from .telemetry import log, submitting, subscribe

@@ -10,27 +10,27 @@ import apsw, os, sys, threading, time
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from fastcore.basics import patch
-from . import worker as _w
-from .around import add_around
-from .check_in import check_in, make_file, set_gate, untouched
-from .databases import Fastsql, run_folder
+from .running import worker as _w
+from .running.around import add_around
+from .running.check_in import check_in, make_file, set_gate, untouched
+from .running.databases import Fastsql, run_folder
 from .engines.engine import ENGINES
 from .engines.engine import engine as engine_named
 from .ids import from_iso, to_iso
 from .keys import Keys, as_keys
-from .lane import generation, mind, open_lane
-from .lane_pool import LanePool
-from .maintenance import rescue
-from .moving import TenantBusy, doing, drain, give_back, recover, remove_left, take
-from .moving import move as move_file
+from .running.lane import generation, mind, open_lane
+from .running.lane_pool import LanePool
+from .running.maintenance import rescue
+from .running.moving import TenantBusy, doing, drain, give_back, recover, remove_left, take
+from .running.moving import move as move_file
 from .payload import load_kwargs
-from .presence import presence
+from .running.presence import presence
 from .redact import Redactor, as_redactor
 from .rollout import Rollout, advance_all
 from .scheduler import Schedule, Timetable, _cron, declare, next_slot, offset_of, schedule_of, schedules_of_all
 from .store.base import StoreError, StoreMoved
 from .store.passport import new_identity, passport, stamp
-from .retention import keep_rules, keeps_of
+from .running.retention import keep_rules, keeps_of
 from .store.registry import Registry, TenantRow, check_id, check_share, check_zone
 from .store.forget import chosen
 from .store.retention import read_keeps, save_keeps
@@ -748,7 +748,7 @@ def move(self:Tenant,
 
 @patch
 def _move_up(self:Tenant, other, tables, drain_s):
-    from fh_saas.moving_up import move_up
+    from fh_saas.running.moving_up import move_up
     ts,id = self.tenants,self.id
     try: id = move_up(ts.registry, id, other.registry, ts._here.owner, tables, ts._options['drain_s'] if drain_s is None else drain_s)
     finally:

@@ -12,14 +12,15 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from fastcore.basics import GetAttr, patch, patch_to
-from . import events, utils_bgtsk
-from . import worker as _w
-from .context import JobContext, context_of, current, current_job
-from .executor import failed
+from .running import events
+from . import utils_bgtsk
+from .running import worker as _w
+from .running.context import JobContext, context_of, current, current_job
+from .running.executor import failed
 from .ids import to_iso
 from .options import instant
 from .payload import load_kwargs
-from .steps import JobTransaction, joined
+from .running.steps import JobTransaction, joined
 from .store.sqlite import crashed
 from .telemetry import listening, subscribe
 from .tenants import Tenants

@@ -17,24 +17,24 @@ from operator import attrgetter
 from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
-from . import events
-from . import worker as _w
-from .around import add_around
-from .children import run_attempt
-from .context import JobContext, current, current_job
-from .executor import Outcome, clip
-from .explain import explain as _explain
+from .running import events
+from .running import worker as _w
+from .running.around import add_around
+from .running.children import run_attempt
+from .running.context import JobContext, current, current_job
+from .running.executor import Outcome, clip
+from .running.explain import explain as _explain
 from .ids import from_iso, to_iso
 from .keys import Keys, as_keys
-from .databases import check_database, is_usual, lane_of
-from .lane import Attempt, generation
-from .maintenance import look_in, mend
+from .running.databases import check_database, is_usual, lane_of
+from .running.lane import Attempt, generation
+from .running.maintenance import look_in, mend
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
 from .redact import Redactor, as_redactor
 from .retry import Discard, RetryIn, RetryPolicy, Snooze
-from .retention import Sweep, check_batch, keep_rules, keeps_of
-from .steps import Block, borrow, joined, lock_held, makers
+from .running.retention import Sweep, check_batch, keep_rules, keeps_of
+from .running.steps import Block, borrow, joined, lock_held, makers
 from .scheduler import Schedule, Timetable, declare, job_of, schedule_of, schedules_of
 from .store.base import DUE, FINAL, HANDED, LATER, STATUSES, NewJob, StoreBusy, StoreError, StoreMoved
 from .store.controls import cancel as _cancel
@@ -45,7 +45,7 @@ from .store.sealed import protect
 from .store.sealed import reseal as _reseal
 from .tasks import Known, register, task
 from .telemetry import emit, listening, submitting
-from .waiting import check_timeout, waits
+from .running.waiting import check_timeout, waits
 
 # %% ../nbs/20_utils_bgtsk.ipynb #c7f1e496
 _all_ = ['Discard', 'JobContext', 'RetryIn', 'RetryPolicy', 'Snooze', 'StoreBusy', 'StoreError', 'current_job', 'task']

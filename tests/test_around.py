@@ -4,9 +4,9 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from contextvars import ContextVar
 
 import pytest, work
-from fh_saas.around import around, in_use, remove_around
-from fh_saas.context import current_job
-from fh_saas.logs import JsonLines, JobFilter, label_logs, log_events, unlabel_logs
+from fh_saas.running.around import around, in_use, remove_around
+from fh_saas.running.context import current_job
+from fh_saas.running.logs import JsonLines, JobFilter, label_logs, log_events, unlabel_logs
 from fh_saas.retry import Discard, Snooze
 from fh_saas.tasks import shared
 from fh_saas.telemetry import subscribe
@@ -131,7 +131,7 @@ APP = '''
 import os, sys
 from fastlite import database
 from fh_saas.utils_bgtsk import *
-from fh_saas.around import around
+from fh_saas.running.around import around
 from work import say
 folder = os.environ['FH_DIR']
 manager = BackgroundTaskManager(database(os.environ['FH_DB']), worker=False)

@@ -3,7 +3,7 @@ import json, os, signal, socket, subprocess, sys, threading
 
 import cpu, psutil, pytest
 from fastlite import database
-from fh_saas.children import Child, Handle, children
+from fh_saas.running.children import Child, Handle, children
 from fh_saas.ids import from_iso
 from fh_saas.store.base import NewJob
 from fh_saas.tasks import task
@@ -150,9 +150,9 @@ def test_what_the_child_cannot_import(t, monkeypatch):
     (t.dir/'gone_mod.py').unlink()
     assert "ModuleNotFoundError: No module named 'gone_mod'" in run_one(m, gone_mod.f).error_log
     children.close()
-    monkeypatch.setattr('fh_saas.children._CODE', 'raise SystemExit(7)')
+    monkeypatch.setattr('fh_saas.running.children._CODE', 'raise SystemExit(7)')
     assert run_one(m, gone_mod.f).error_log=='Its process could not start: it exited with status 7, see stderr'
-    monkeypatch.setattr('fh_saas.children.get_executable', lambda: '/nowhere/python')
+    monkeypatch.setattr('fh_saas.running.children.get_executable', lambda: '/nowhere/python')
     assert 'FileNotFoundError' in run_one(m, gone_mod.f).error_log
 
 def run_one(m, f, **kw):
@@ -443,7 +443,7 @@ def test_a_child_whose_parent_died_before_it_was_ready():
     ours,theirs = socket.socketpair()
     r,w = os.pipe()
     ours.close(); os.close(w)
-    p = subprocess.Popen([sys.executable, '-c', f'from fh_saas.child import serve; serve({theirs.fileno()}, {r})'], pass_fds=(theirs.fileno(), r), env=env(),
+    p = subprocess.Popen([sys.executable, '-c', f'from fh_saas.running.child import serve; serve({theirs.fileno()}, {r})'], pass_fds=(theirs.fileno(), r), env=env(),
                          start_new_session=True, stderr=subprocess.PIPE, text=True)
     assert p.communicate(timeout=20)[1]=='' and p.returncode in (0, -9)
     theirs.close(); os.close(r)

@@ -4,12 +4,12 @@ import asyncio, json, threading
 from typing import Optional, TYPE_CHECKING
 
 import pytest
-from fh_saas.context import JobContext, current_job
+from fh_saas.running.context import JobContext, current_job
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 from util import both as stores
 from util import ddl, done, on_server, until
-if TYPE_CHECKING: from fh_saas.context import JobContext as OnlyForTypes
+if TYPE_CHECKING: from fh_saas.running.context import JobContext as OnlyForTypes
 
 # --- who am I
 
@@ -96,8 +96,8 @@ def test_other_threads(t):
 
 # --- progress, log, cursor
 
-from fh_saas.context import Cancelled, LostClaim
-from fh_saas.lane import Lane
+from fh_saas.running.context import Cancelled, LostClaim
+from fh_saas.running.lane import Lane
 from util import process, run_py
 import work
 
@@ -158,7 +158,7 @@ def test_notes_of_failed_attempts(t):
     assert [o.split(' ', 1)[1] for o in j.log.splitlines()]==['attempt 1','attempt 2','attempt 3']
 
 KILLED = '''
-from fh_saas.context import JobContext
+from fh_saas.running.context import JobContext
 def rows(n, job:JobContext):
     start = job.cursor or 0
     job.log(f'from {start}')
@@ -327,7 +327,7 @@ def test_async_steps(t, worker):
     assert json.loads(done(m, id).result)==[*range(20),'p'] and sorted(ran)==list(range(20))
 
 STEPS = '''
-from fh_saas.context import JobContext
+from fh_saas.running.context import JobContext
 def die(job, at):
     if at==where and not is_open(folder, 'safe'): os.kill(os.getpid(), 9)
 def f(job:JobContext):
@@ -472,7 +472,7 @@ def test_after_the_block(t, how, caplog):
     if how!='snoozes': assert 'transaction()' in caplog.text
 
 TX = '''
-from fh_saas.context import JobContext
+from fh_saas.running.context import JobContext
 ddl(db, 'create table if not exists bookings(id integer primary key, n)')
 def die(at):
     if at==where and not is_open(folder, 'safe'): os.kill(os.getpid(), 9)
@@ -490,7 +490,7 @@ async def af(job:JobContext):
     die('after')
 where = sys.argv[3]
 if where=='commit':       # killed by the commit itself, when it is durable and nobody knows
-    from fh_saas.databases import lane_of
+    from fh_saas.running.databases import lane_of
     store = type(lane_of(db).store)
     commit = store.commit
     def then_die(self, conn): commit(self, conn); die('commit')
@@ -512,7 +512,7 @@ def test_exactly_once_over_kill(t, task, where, bodies, tries):
     assert (j.result,j.retry_count,bookings(m),len(m.list_jobs('child')),len(t.log('body')))==('"ok"',tries,[1],1,bodies)
 
 RACE = '''
-from fh_saas.context import JobContext
+from fh_saas.running.context import JobContext
 def f(n, job:JobContext):
     with job.transaction() as db: db.t.bookings.insert(n=n); job.finish(n)
 m = mgr(tasks={'f':f}, handoff=0)
@@ -694,7 +694,7 @@ def test_bad_children(t):
     assert "no parameter 'm'" in c.m.get_job(id).error_log and not kids_of(c.m)
 
 FAN = '''
-from fh_saas.context import JobContext
+from fh_saas.running.context import JobContext
 def kid(n): say(folder, 'kid', n)
 def f(job:JobContext):
     def fan_out():

@@ -3,8 +3,8 @@ import asyncio, json, threading, time
 from datetime import datetime, timedelta, timezone
 
 import pytest, work
-from fh_saas import worker as _w
-from fh_saas.executor import INTERRUPTED, call
+from fh_saas.running import worker as _w
+from fh_saas.running.executor import INTERRUPTED, call
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.retry import Discard, RetryIn, RetryPolicy, Snooze
 from fh_saas.utils_bgtsk import JobNotFound, StoreBusy
@@ -528,7 +528,7 @@ def test_in_time(t):
     assert sorted(ran)==list(range(200)) and not _w._worker.stuck
 
 def test_unique_inside_steps_and_job_transactions(m):
-    from fh_saas.context import current_job
+    from fh_saas.running.context import current_job
     ids = []
     def kids(): ids.append([m.options(unique='k').submit('kid', note)[0] for _ in range(2)])
     def parent():

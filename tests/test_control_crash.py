@@ -3,7 +3,7 @@ import json, signal, time
 
 import work
 from fh_saas.ids import from_iso
-from fh_saas.worker import Worker
+from fh_saas.running.worker import Worker
 from util import done, end, process, said, until
 
 def soon(s=3600): return lambda: time.time()+s     # the clock of a process that comes later

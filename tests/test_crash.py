@@ -196,7 +196,7 @@ out('ok', len(syncs))''', pre=SYNCS+PRE)
 # --- how soon that is noticed
 
 NO_SWEEP = '''
-from fh_saas import lane, worker
+from fh_saas.running import lane, worker
 worker.SWEEP_S = worker.BEAT_S = 3600.
 def says(cls, name, word):
     f = getattr(cls, name)

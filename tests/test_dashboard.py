@@ -6,10 +6,10 @@ from urllib.parse import urlencode
 
 import pytest
 from fastlite import database
-from fh_saas import pages
-from fh_saas.board import ONE, Board
+from fh_saas.web import pages
+from fh_saas.web.board import ONE, Board
 from fh_saas.dashboard import dashboard
-from fh_saas.guard import CSP, HEADERS
+from fh_saas.web.guard import CSP, HEADERS
 from fh_saas.store.overview import JobFilter, ended, kin, line, page, tally
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
@@ -360,7 +360,7 @@ def test_nothing_is_done_without_a_line(m, monkeypatch):
     assert m.get_job(id).status=='failed'
 
 def test_bulk_retries_parents_before_children(m, monkeypatch):
-    monkeypatch.setattr('fh_saas.board.BATCH', 1)
+    monkeypatch.setattr('fh_saas.web.board.BATCH', 1)
     first,_ = m.options(max_retries=1).submit('a', boom, name='x')
     kid,_ = m.options(after=[first]).submit('b', work, name='x')
     grandkid,_ = m.options(after=[kid]).submit('c', work, name='x')

@@ -71,7 +71,7 @@ def test_a_long_folder_name_without_proc(t, tenants):
 def test_a_process_of_its_own_says_what_it_needs(t):
     "process=True is refused where there is no fork and no signal"
     code = '''
-from fh_saas import children
+from fh_saas.running import children
 import types
 children.os = types.SimpleNamespace(**{**vars(os), 'name':'nt'})
 m = mgr()

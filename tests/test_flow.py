@@ -3,7 +3,7 @@ import asyncio, json, time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest, work
-from fh_saas.context import JobContext
+from fh_saas.running.context import JobContext
 from fh_saas.flow import call, chain, children, graph, group, parents
 from fh_saas.store.base import WAITS
 from util import both as stores

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest, work
-from fh_saas import presence as _p
-from fh_saas import slots as _slots
-from fh_saas.slots import slots
+from fh_saas.running import presence as _p
+from fh_saas.running import slots as _slots
+from fh_saas.running.slots import slots
 from fh_saas.tenants import Tenants
 from test_tenants import PRE, House, settled
 from util import all_done, done, end, process, run_py, said, start_py, stop_worker, until

@@ -2,7 +2,7 @@
 import json, os, subprocess, sys
 
 import apsw, psycopg, pytest, work
-from fh_saas.moving import TenantBusy
+from fh_saas.running.moving import TenantBusy
 from fh_saas.store.base import StoreError
 from fh_saas.store.pg_tables import OWN
 from fh_saas.store.notes import SqliteStore
@@ -135,7 +135,7 @@ def test_server_is_away(h, pg_private, tmp_path, monkeypatch):
     a, = h.many(1, 3).values()
     there = Tenants(url := pg_private.to(pg_private.create()), worker=False, tasks=TASKS, busy_s=.5)
     try:
-        import fh_saas.moving_up as mu
+        import fh_saas.running.moving_up as mu
         real = mu._receive
         def stops(*args): pg_private.stop(); return real(*args)
         monkeypatch.setattr(mu, '_receive', stops)
@@ -193,7 +193,7 @@ def test_sealed_columns_stay_sealed(h, far):
 # --- cut short
 
 GO = """
-import fh_saas.moving_up as mu
+import fh_saas.running.moving_up as mu
 def go(dir, n):
     a = data(dir)['t000']; both_run(dir)
     there = Tenants(URL, worker=False, layout=LAYOUT, tasks=[])
@@ -243,7 +243,7 @@ def test_by_command(h, pg, tmp_path, far):
     away = run('', rc=1, to='postgresql://127.0.0.1:1/x')
     assert 'Error: postgresql://127.0.0.1:1/x' in away and 'Traceback' not in away
     assert "layout must be 'schema' or 'database'" in run('', '--layout', 'x', rc=1)
-    run('import os, fh_saas.moving_up as m\nm._arrive = lambda *a: os.kill(os.getpid(), 9)\n', rc=-9)
+    run('import os, fh_saas.running.moving_up as m\nm._arrive = lambda *a: os.kill(os.getpid(), 9)\n', rc=-9)
     ts = h.ts()
     assert ts.registry.get('t000').status=='moving'
     with pytest.raises(TenantBusy): ts['t000'].move(tmp_path/'other')

@@ -4,8 +4,8 @@ from contextlib import closing
 
 import apsw, pytest, work
 pytest.importorskip('opentelemetry.sdk')
-from fh_saas.around import in_use
-from fh_saas.context import JobContext
+from fh_saas.running.around import in_use
+from fh_saas.running.context import JobContext
 from fh_saas.flow import call, chain
 from fh_saas.otel import MOST_CHARS, instrument
 from fh_saas.retry import Snooze

@@ -66,7 +66,7 @@ def test_a_busy_machine_keeps_its_job(t):
         t.go()
         assert done(m, id).fence==1 and len(t.log('start'))==1
 
-BLIND = "import fh_saas.worker as _w; _w.SWEEP_S = 3600.\n"+WORK
+BLIND = "import fh_saas.running.worker as _w; _w.SWEEP_S = 3600.\n"+WORK
 
 def test_a_submit_wakes_another_machine(t):
     "A plain manager's worker elsewhere looks once an hour, and yet runs at once what is submitted here, or at its time; after the connection was lost too"

@@ -3,7 +3,7 @@ import re, subprocess, sys, time
 from html import unescape
 
 import cpu, pytest
-from fh_saas.children import children
+from fh_saas.running.children import children
 from fh_saas.dashboard import dashboard
 from fh_saas.keys import new_key
 from fh_saas.tenants import Tenants

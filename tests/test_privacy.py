@@ -7,8 +7,8 @@ from fastlite import database
 from util import PgTenant, both, ddl, done, end, home, on_server, process, run_py, said, until
 
 pytest.importorskip('cryptography', reason='comes with the extra `crypto`')
-from fh_saas.board import Board
-from fh_saas.executor import call
+from fh_saas.web.board import Board
+from fh_saas.running.executor import call
 from fh_saas.keys import Keys, new_key
 from fh_saas.redact import Redactor
 from fh_saas.store.overview import JobFilter, page

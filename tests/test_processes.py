@@ -105,7 +105,7 @@ def test_told_to_end_while_it_starts(t, what):
     "P1: a process that runs jobs and is told to end when `run` has just begun ends as it does later: drained, with 0"
     run_py(t, f'''
 from fh_saas.tenants import Tenants
-from fh_saas.worker import Worker
+from fh_saas.running.worker import Worker
 m = {what}
 def start(self, former=Worker.start):
     os.kill(os.getpid(), signal.SIGTERM)

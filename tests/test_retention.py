@@ -5,9 +5,9 @@ from datetime import timedelta
 
 import apsw, psycopg, pytest, work
 from fastlite import database
-from fh_saas import retention, worker as _w
+from fh_saas.running import retention, worker as _w
 from fh_saas.ids import to_iso
-from fh_saas.retention import PAGE, Pruner, Sweep
+from fh_saas.running.retention import PAGE, Pruner, Sweep
 from fh_saas.store.base import StoreBusy
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager

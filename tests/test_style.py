@@ -8,13 +8,12 @@ from fastcore.docments import docments
 
 root = Path(__file__).resolve().parent.parent
 lib = root/'fh_saas'
-layers = [
+layers = [                            # a folder counts as one
     ('pure', 'retry cron payload telemetry ids options tasks redact'),
-    ('storage', 'presence slots keys store'),
-    ('running', """context around logs steps executor events child children limits lane databases maintenance waiting retention shares async_pool worker explain
-        lane_pool check_in moving moving_up engines"""),
+    ('storage', 'keys store'),
+    ('running', 'running engines'),
     ('API', 'utils_bgtsk flow scheduler rollout tenants'),
-    ('edges', 'job_streams charts guard board pages job_pages tenant_pages control_pages components dashboard cli_frame cli_jobs cli_tenants cli_doctor cli demo testing pytest_plugin prometheus otel')]
+    ('edges', 'web components dashboard cli_frame cli_jobs cli_tenants cli_doctor cli demo testing pytest_plugin prometheus otel')]
 rank = {m:i for i,(_,ms) in enumerate(layers) for m in ms.split()}
 
 sources = {'.'.join(p.relative_to(lib).with_suffix('').parts):p for p in sorted(lib.rglob('*.py')) if not p.name.startswith('_')}

@@ -4,8 +4,8 @@ from contextlib import closing
 
 import pytest, work
 from fh_saas.retry import Discard, Snooze
-from fh_saas.executor import Outcome
-from fh_saas.lane import Attempt
+from fh_saas.running.executor import Outcome
+from fh_saas.running.lane import Attempt
 from fh_saas.telemetry import subscribe, unsubscribe
 from fh_saas.tenants import Tenants
 from util import all_done, done, end, process, run_py, said, until

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import apsw, pytest, work
 from fastlite import database
 from fh_saas import rollout
-from fh_saas.moving import TenantBusy
+from fh_saas.running.moving import TenantBusy
 from fh_saas.rollout import Rollout
 from fh_saas.store.base import StoreError
 from fh_saas.store.sqlite import SqliteStore
@@ -319,7 +319,8 @@ def test_move_cuts_off_what_runs_too_long(h):
         assert a.jobs.get_job(id).status=='running'
         h.go()
         until(lambda: a.jobs.get_job(id).status=='completed')
-        assert len(h.log('end'))==2 and a.jobs.get_job(id).retry_count==0
+        until(lambda: len(h.log('end'))==2)              # the old attempt may end after the new one
+        assert a.jobs.get_job(id).retry_count==0
 
 def test_delete(h):
     "delete refuses while a job runs and leaves all as it was; later the files go, and other processes notice quietly"
@@ -350,9 +351,9 @@ def test_delete(h):
 # --- shares
 
 EVEN = '''
-from fh_saas import shares
-from fh_saas.lane import Lane
-from fh_saas.lane_pool import LanePool
+from fh_saas.running import shares
+from fh_saas.running.lane import Lane
+from fh_saas.running.lane_pool import LanePool
 ended,put = Lane.end,LanePool.put
 def end(self, a, out, took_s, keep=False): return ended(self, a, out, .001, keep)      # what it naps, however long a busy machine made it wait
 def puts(self, id, path, weight=1., max_running=None):

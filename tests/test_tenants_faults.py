@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 
 import apsw, pytest, work
 from fastlite import database
-from fh_saas.maintenance import rescue
+from fh_saas.running.maintenance import rescue
 from fh_saas.store.base import StoreError
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import StoreBusy
@@ -15,7 +15,7 @@ from util import env, process, run_py, said, until
 # --- kill -9 at every step
 
 DEFS = PRE+'''
-import fh_saas.moving as mv
+import fh_saas.running.moving as mv
 from fastlite import database
 from fh_saas.tenants import Tenant
 def cut(n, *funcs):
@@ -230,7 +230,7 @@ def test_recovery_spares_a_tenant_made_at_the_destination(h):
     "The mover is killed, then a tenant is made where it was moving to: recovery undoes the move and leaves that tenant alone"
     a, = h.many(1, 2).values()
     other = Tenants(h.dir/'other', worker=False, tasks=TASKS); h.opened.append(other)
-    run_py(h, "import fh_saas.moving as mv\nmv._copy = lambda *a: os.kill(os.getpid(), 9)\nt = tenants(worker=False)\nt['t000'].move(Tenants(folder+'/other', worker=False))",
+    run_py(h, "import fh_saas.running.moving as mv\nmv._copy = lambda *a: os.kill(os.getpid(), 9)\nt = tenants(worker=False)\nt['t000'].move(Tenants(folder+'/other', worker=False))",
            pre=PRE, rc=-9)
     b = other.create('t000'); h.fill(b, 3)
     ts = h.ts()

@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest, work
 from fh_saas import testing
-from fh_saas.context import JobContext
+from fh_saas.running.context import JobContext
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.retry import RetryPolicy
 from fh_saas.telemetry import listening

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest, work
 from fastlite import database
-from fh_saas import utils_bgtsk, waiting
+from fh_saas import utils_bgtsk
+from fh_saas.running import waiting
 from fh_saas.store.base import StoreError
 from fh_saas.store.sqlite import SqliteStore
 from fh_saas.tenants import Tenants

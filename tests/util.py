@@ -6,7 +6,6 @@ from pathlib import Path
 
 import apsw
 from fastlite import database
-from fh_saas import worker as _w
 from fh_saas.telemetry import subscribe
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 
@@ -114,6 +113,7 @@ class PgTenant(Tenant):
 
 def stop_worker(s=2.):
     "End this process's worker, so that tests do not meet"
+    from fh_saas.running import worker as _w       # here, since processes of an older package, which has no such module, import this file
     if _w._worker: _w._worker.stop(s)
 
 def opened(path, s=10.):

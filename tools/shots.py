@@ -9,7 +9,7 @@ sys.path.insert(0, str(root))
 
 import uvicorn
 from fasthtml.common import Div, FastHTML, H1, H2, Input, Label, Link, Main, Meta, Section, Title
-from fh_saas.board import Board, Process
+from fh_saas.web.board import Board, Process
 from fh_saas.components import JobButton, JobList, JobProgress, JobStatus, jobs_head, jobs_routes
 from fh_saas.dashboard import dashboard
 from fh_saas.ids import from_iso

@@ -7,10 +7,9 @@ __all__ = ['MAKE', 'RING', 'RING_IN', 'TAKE', 'HOLD', 'DONE', 'LATER', 'NEXT', '
 
 # %% ../../nbs/engines/01_postgres.ipynb #b572dedf
 import threading, time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fastcore.basics import patch
-from .engine import Engine
+from .engine import Engine, Threads
 from ..telemetry import log
 from typing import Callable
 
@@ -134,7 +133,7 @@ def serve(self:PgEngine,
     if self.listen: threading.Thread(target=self._listens, name='fh_saas-listener', daemon=True).start()
     threading.Thread(target=self._holds, name='fh_saas-holder', daemon=True).start()
     bad = 0
-    with ThreadPoolExecutor(self.width, 'fh_saas-drain') as ex:
+    with Threads(self.width, 'fh_saas-drain') as ex:
         while not self.stopping.is_set():
             self._bell.clear()
             try: wait,bad = self._take(ex, drain),0

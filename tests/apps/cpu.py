@@ -1,6 +1,6 @@
 "Tasks for child processes"
 import asyncio, ctypes, os, re, signal, subprocess, sys, time
-from fh_saas.context import JobContext, current_job
+from fh_saas.running.context import JobContext, current_job
 from fh_saas.retry import Discard, RetryIn, Snooze
 from fh_saas.utils_bgtsk import BackgroundTaskManager, task
 from util import opened

@@ -3,7 +3,7 @@ import os, time
 from pathlib import Path
 from fasthtml.common import FastHTML, H1, Main, P, Script, Title
 from fh_saas.components import JobButton, JobList, JobProgress, JobStatus, jobs_head, jobs_routes
-from fh_saas.job_streams import _boards
+from fh_saas.web.job_streams import _boards
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import current_job
 from starlette.responses import FileResponse, RedirectResponse, Response

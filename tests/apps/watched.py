@@ -3,7 +3,7 @@ import asyncio, os, threading, time
 from pathlib import Path
 from fasthtml.common import FastHTML
 from fh_saas.components import jobs_routes
-from fh_saas.job_streams import _boards
+from fh_saas.web.job_streams import _boards
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import current_job
 

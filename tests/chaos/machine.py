@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from fh_saas.context import Cancelled, LostClaim, context_of, current, current_job
-from fh_saas.executor import INTERRUPTED, Outcome
+from fh_saas.running.context import Cancelled, LostClaim, context_of, current, current_job
+from fh_saas.running.executor import INTERRUPTED, Outcome
 from fh_saas.ids import from_iso, to_iso
-from fh_saas.lane import Lane
-from fh_saas.maintenance import heartbeat, look_in, mend, release_lost
-from fh_saas.presence import Presence
+from fh_saas.running.lane import Lane
+from fh_saas.running.maintenance import heartbeat, look_in, mend, release_lost
+from fh_saas.running.presence import Presence
 from fh_saas.retry import Discard, RetryIn, Snooze
 from fh_saas.scheduler import Timetable
 from fh_saas.store.base import STATUSES

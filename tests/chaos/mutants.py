@@ -8,7 +8,7 @@ import re, logging; logging.disable(50)
 from tests.chaos import disk, machine, points, power
 from fh_saas.store import sqlite as q, flow as f, controls as c, sqlite_file as sf
 from fh_saas.store.sqlite import SqliteStore
-from fh_saas import limits as l, lane as ln, context as cx, maintenance as mt
+from fh_saas.running import limits as l, lane as ln, context as cx, maintenance as mt
 def sub(mod, name, old, new):
     s = getattr(mod, name); assert old in s, (name, s); setattr(mod, name, s.replace(old, new))
 '''
@@ -53,8 +53,8 @@ sf.SqliteFile.private = weak'''),
 i = sf.SqliteFile.__init__
 def init(self, *a, **kw): i(self, *a, **kw); self.log = None
 sf.SqliteFile.__init__ = init'''),
-    'the name of a new tenant is not flushed': (POWER.format(['tenant']), "from fh_saas import check_in as ci; ci.sync_folder = lambda f: None"),
-    'the name of a moved tenant is not flushed': (POWER.format(['move']), "from fh_saas import moving as mv; mv.sync_folder = lambda f: None"),
+    'the name of a new tenant is not flushed': (POWER.format(['tenant']), "from fh_saas.running import check_in as ci; ci.sync_folder = lambda f: None"),
+    'the name of a moved tenant is not flushed': (POWER.format(['move']), "from fh_saas.running import moving as mv; mv.sync_folder = lambda f: None"),
     'a cancellation and the fall of children are two commits': (POINTS.format(['cancel']), "o = SqliteStore.over; SqliteStore.over = lambda s,*a,**k: (s._c.execute('commit'), s._c.execute('begin immediate'), o(s,*a,**k)) and None"),
 }
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import apsw
 from fastlite import database
-from fh_saas.context import JobContext
-from fh_saas.maintenance import look_in
+from fh_saas.running.context import JobContext
+from fh_saas.running.maintenance import look_in
 from fh_saas.store import sqlite_file
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
@@ -198,7 +198,7 @@ class Limit(Case):
         for _ in range(2):
             for a in lane.turn(4):
                 lane.start(a)
-                from fh_saas.executor import call
+                from fh_saas.running.executor import call
                 lane.end(a, call(a.task, a.claim, a), .1)
             lane.turn(0)
     def after(self, m): assert len(m.list_jobs(status='running'))<=1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import apsw
 from fastlite import database
-from fh_saas import check_in, moving
+from fh_saas.running import check_in, moving
 from fh_saas.store import sqlite_file
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
