@@ -1,7 +1,7 @@
 "The short form of tests/chaos, and what it has found"
 import subprocess, sys
 import pytest, work
-from chaos import flood, hostile, licences, machine, times, versions
+from chaos import flood, hostile, licences, machine, soak, times, versions
 from fh_saas.store.overview import JobFilter, page
 from fh_saas.tenants import Tenants
 from util import root
@@ -21,6 +21,11 @@ def test_killed_at_every_statement():
 def test_killed_at_random():
     "P1-P4, P6: see chaos/soak.py"
     long_form('soak', '--minutes', '.6')
+
+def test_recovery_of_a_process_task():
+    "The soak's figures: the death of a worker cuts short what its child runs, whose starts name the worker; other jobs go by the pid of the line"
+    lines = [o.split() for o in ('1 50 start a 7', '1.1 7 start b', '2 51 start a 8', '2.5 8 start b', '3 51 end a', '4 8 end b', '5 52 start c 9', '6 52 end c')]
+    assert sorted(soak._recovery(lines, [(1.5, 7), (7., 9)]))==[(1.5, 2., 'a'), (1.5, 2.5, 'b')]
 
 def test_stands_still(tmp_path):
     "P6: five kinds of jobs of a process that stands still for an hour of the clock: on the same machine they stay its own"

@@ -196,8 +196,14 @@ out('ok', len(syncs))''', pre=SYNCS+PRE)
 # --- how soon that is noticed
 
 NO_SWEEP = '''
-from fh_saas.running import worker
+from fh_saas.running import lane, worker
 worker.SWEEP_S = worker.BEAT_S = 3600.
+def says(cls, name, word):
+    f = getattr(cls, name)
+    def g(*args): v = f(*args); out(word); return v
+    setattr(cls, name, g)
+says(worker.Worker, '_sweep', 'swept')
+says(lane.Lane, '_sick', 'could not')
 '''
 HOLDS = "m = mgr(tasks=[gated], handoff=0); m.submit('g', gated, folder=folder, name='x'); time.sleep(60)"
 
@@ -207,12 +213,11 @@ def test_death_is_noticed_before_the_next_sweep(t, locked):
     "P6: a worker asks ten times a second whether anybody has died, and takes the jobs back then; where the file is locked just then, as soon as it is not"
     with process(t, HOLDS) as a:
         until(lambda: t.log('start'))
-        with process(t, NO_SWEEP+"m = mgr(tasks=[gated], handoff=0); out('up'); m.run()") as b:
-            said(b, 'up')
-            time.sleep(.5)                     # its one sweep is over
+        with process(t, NO_SWEEP+"m = mgr(tasks=[gated], handoff=0); m.run()") as b:
+            said(b, 'swept')                   # the one time without a reason
             if locked: (c := t.db().conn).execute('begin immediate')
             end(a)
-            if locked: time.sleep(.8); c.execute('rollback')
+            if locked: said(b, 'could not'); c.execute('rollback')
             t.go()
             until(lambda: len(t.log('start'))==2)
             assert done(t.look(), t.look().list_jobs('g')[0].id).retry_count==1

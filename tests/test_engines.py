@@ -1,5 +1,5 @@
 "Doorbells between machines: no ring is lost, each reaches one worker, whatever is killed"
-import subprocess, sys, threading, time
+import subprocess, sys, threading, time, warnings
 from contextlib import contextmanager
 
 import psycopg, pytest
@@ -198,3 +198,38 @@ def test_a_missing_extra_is_named(name, mod, extra):
     code = f'import sys; sys.modules[{mod!r}] = None\nfrom fh_saas.engines.engine import engine\ntry: engine({name!r}, "postgresql://x/y")\nexcept ImportError as e: print(e)'
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=env())
     assert extra in out.stdout, out.stderr
+
+def test_the_driver_warns_of_nothing(pg):
+    "The listener hears in one way alone: two beside each other may lose what is said"
+    e,w = pg_engine(pg, look_s=60.),Work()
+    with warnings.catch_warnings(record=True) as got:
+        warnings.simplefilter('always')
+        with serving(e, w.drain):
+            until(lambda: rows(pg, "select 1 from pg_stat_activity where application_name='fh_saas ring' and datname=current_database() and query in ('listen fh_saas_rings', 'select 1')"))
+            for i in range(5):
+                w.put('acme'); e.ring('acme')
+                until(w.over, 30)
+    assert not [o for o in got if issubclass(o.category, RuntimeWarning)]
+
+END = '''
+import sys, threading, time
+from fh_saas.engines.engine import engine
+e,over = engine(sys.argv[1], sys.argv[2]),threading.Event()
+def drain(t): print('took', flush=True); over.wait(600)
+threading.Thread(target=e.serve, args=(drain,), daemon=True).start()
+sys.stdin.readline()
+if sys.argv[3]=='ends': over.set()
+'''
+
+@pytest.mark.parametrize('how', ['ends', 'hangs'])
+def test_the_end_of_the_process_waits_for_a_drain_but_not_for_ever(pg, make, how):
+    "One that ends meanwhile says so; one that waits for a server that never answers is given up, and its ring is another worker's once nothing holds it"
+    e = make(pg)
+    e.ring('acme'); assert e.flush()
+    p = subprocess.Popen([sys.executable, '-c', END, make.kind, pg, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env())
+    try:
+        assert p.stdout.readline()=='took\n'
+        p.stdin.close()
+        assert p.wait(30)==0
+    finally: p.kill(); p.wait(); p.stdout.close()
+    if make.kind=='postgres': assert len(rows(pg, 'select 1 from tenant_rings'))==(how=='hangs')

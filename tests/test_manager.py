@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from fh_saas.utils_bgtsk import BackgroundTaskManager, StoreBusy, TenantJob
 from starlette.background import BackgroundTask
 from util import PgTenant, three as stores
-from util import Tenant, all_done, ddl, on_server, done, env, process, run_py, start_py, until
+from util import Tenant, all_done, ddl, on_server, done, env, heard, process, run_py, start_py, until
 
 def add(a, b=1): return a+b
 async def aadd(a, b=1): return a+b
@@ -122,11 +122,13 @@ def test_by_hand_from_threads_at_once(t, kind):
     def add(a): ran.append(a); return a+1
     async def aadd(a): return add(a)
     m,task = t.mgr(handoff=.01),locals()[kind]
-    for i in range(20):
-        id,bg = m.submit('h', task, a=i)
-        with ThreadPoolExecutor(16) as ex: list(ex.map(lambda _: bg.func(*bg.args, **bg.kwargs), range(16)))
-        j = done(m, id)
-        assert (j.result,j.retry_count)==(str(i+1),0)
+    with heard() as n:
+        for i in range(20):
+            id,bg = m.submit('h', task, a=i)
+            with ThreadPoolExecutor(16) as ex: list(ex.map(lambda _: bg.func(*bg.args, **bg.kwargs), range(16)))
+            j = done(m, id)
+            assert (j.result,j.retry_count,n['job.started', id])==(str(i+1),0,1)
+            until(lambda: j.fence==1+n['job.released', id])       # one claim for the attempt, one for each that went back
     assert sorted(ran)==list(range(20))
 
 @pytest.mark.parametrize('task', [add, aadd])

@@ -1,11 +1,12 @@
 "The store on both databases: the contract, and what many writers can do to it"
 import itertools, threading
 
-import pytest
+import psycopg, pytest
 from fh_saas.store import bulk, controls, flow, overview, retention, load
-from fh_saas.store.base import Ack, LATER, StoreBusy, _T, _ack, _claim, _done, _ids, checks, new_job
+from fh_saas.store.base import Ack, LATER, StoreBusy, StoreError, _T, _ack, _claim, _done, _ids, checks, new_job
 from fh_saas.store.notes import SqliteStore
 from fh_saas.store.std_sqlite import StdStore
+from pg import on_server as t # noqa: F401, a fixture
 from util import until
 
 n = itertools.count()
@@ -229,3 +230,17 @@ def test_adopt(s):
     with s.writing() as c: c.executemany("insert into tenant_jobs(id,job_type,status,payload) values(?,'old',?,'{}')", [('a','pending'), ('b','running'), ('c','completed')])
     assert s.adopt('old', 'm:f', _T(1))==2 and s.adopt('old', 'm:f', _T(1))==0
     assert sorted(_ids(_claim(s)))==['a','b']
+
+# --- the app's own connections
+
+def test_a_lent_connection_comes_back(t):
+    "Where its first statement fails, the app's pool has it back, and the next one works"
+    s,engine = t.look()._lane.store,t.dbs[0].engine
+    s.private(1.).close()
+    had = engine.pool.checkedout()
+    with psycopg.connect(t.path, autocommit=True) as c: c.execute('select pg_terminate_backend(pid) from pg_stat_activity where datname=current_database() and pid<>pg_backend_pid()')
+    with pytest.raises(StoreError): s.private(1.)
+    assert engine.pool.checkedout()==had
+    c = s.private(1.)
+    assert c.raw.execute('select 1').fetchone()==(1,)
+    c.close()

@@ -1,11 +1,12 @@
 "What the tests of the engine share: waiting for things, other processes, servers"
 import inspect, os, re, signal, subprocess, sys, threading, time
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import apsw
 from fastlite import database
-from fh_saas.running import worker as _w
+from fh_saas.telemetry import subscribe
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 
 root = Path(__file__).resolve().parent.parent
@@ -26,6 +27,16 @@ def done(m, id, s=60., status='completed'):
     return m.get_job(id)
 
 def all_done(m, n, s=60., status='completed'): until(lambda: len(m.list_jobs(status=status, limit=10**6))==n, s, .02)
+
+@contextmanager
+def heard():
+    "How often each event of this process has come, by (event, job id)"
+    c,lock = Counter(),threading.Lock()
+    def hear(event, job_id=None, **_):
+        with lock: c[event, job_id] += 1
+    s = subscribe(hear, queue=None)
+    try: yield c
+    finally: s()
 
 class Pulse:
     "How late the machine is: what a thread takes longer than 5 ms that only sleeps so long and flushes a byte. Bounds that grow with it hold on a busy machine too, and are as tight as ever on an idle one"
@@ -77,6 +88,14 @@ class SqlTenant(Tenant):
 
 def on_server(t): return isinstance(t, PgTenant)
 
+def home(t, name='tenants'):
+    "Where `Tenants` may live: in schemas of the server's database, or in a folder"
+    return t.path if on_server(t) else t.dir/name
+
+def change(m, sql, *args):
+    "Change a manager's tables behind its back; SQL as SQLite has it"
+    with m._lane.store.writing() as c: c.execute(sql, args)
+
 def ddl(db, sql):
     "Make a table; fastsql leaves that uncommitted"
     if not hasattr(db, 'engine'): return db.q(sql)
@@ -94,6 +113,7 @@ class PgTenant(Tenant):
 
 def stop_worker(s=2.):
     "End this process's worker, so that tests do not meet"
+    from fh_saas.running import worker as _w       # here, since processes of an older package, which has no such module, import this file
     if _w._worker: _w._worker.stop(s)
 
 def opened(path, s=10.):

@@ -7,10 +7,9 @@ __all__ = ['MAKE', 'RING', 'RING_IN', 'TAKE', 'HOLD', 'DONE', 'LATER', 'NEXT', '
 
 # %% ../../nbs/engines/01_postgres.ipynb #b572dedf
 import threading, time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from fastcore.basics import patch
-from .engine import Engine
+from .engine import Engine, Threads
 from ..telemetry import log
 from typing import Callable
 
@@ -57,11 +56,6 @@ class PgEngine(Engine):
 # %% ../../nbs/engines/01_postgres.ipynb #2cc82286
 ALIVE = dict(connect_timeout=5, keepalives=1, keepalives_idle=4, keepalives_interval=2, keepalives_count=3, tcp_user_timeout=10_000, application_name='fh_saas ring')
 
-@patch
-def _forked(self:PgEngine):
-    Engine._forked(self)
-    self._conn,self._lock,self._bell,self._held = None,threading.RLock(),threading.Event(),{}
-
 WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000'
 
 @patch
@@ -70,6 +64,12 @@ def _connect(self:PgEngine):
     c.execute(WATCH)
     return c
 
+@patch
+def _forked(self:PgEngine):
+    Engine._forked(self)
+    self._conn,self._lock,self._bell,self._held = None,threading.RLock(),threading.Event(),{}
+
+# %% ../../nbs/engines/01_postgres.ipynb #568a34a8
 @patch
 @contextmanager
 def _open(self:PgEngine):
@@ -91,6 +91,7 @@ def _make(self:PgEngine):
             self._conn.execute(MAKE)
     self._made = True
 
+# %% ../../nbs/engines/01_postgres.ipynb #f621356b
 @patch
 def _do(self:PgEngine, sql, *args):
     with self._open() as c, c.transaction():
@@ -132,7 +133,7 @@ def serve(self:PgEngine,
     if self.listen: threading.Thread(target=self._listens, name='fh_saas-listener', daemon=True).start()
     threading.Thread(target=self._holds, name='fh_saas-holder', daemon=True).start()
     bad = 0
-    with ThreadPoolExecutor(self.width, 'fh_saas-drain') as ex:
+    with Threads(self.width, 'fh_saas-drain') as ex:
         while not self.stopping.is_set():
             self._bell.clear()
             try: wait,bad = self._take(ex, drain),0
@@ -171,6 +172,7 @@ def _one(self:PgEngine, drain, tenant):
 def _do_quietly(self:PgEngine, sql, *args):
     with suppress(psycopg.Error): return self._do(sql, *args)
 
+# %% ../../nbs/engines/01_postgres.ipynb #3724b2b1
 @patch
 def _holds(self:PgEngine):
     "Keep what is being drained"
@@ -179,6 +181,7 @@ def _holds(self:PgEngine):
             for tenant,at in self._do_quietly(HOLD, self.take_s, list(held), list(held.values())) or ():
                 if tenant in self._held: self._held[tenant] = at
 
+# %% ../../nbs/engines/01_postgres.ipynb #410ec3bb
 @patch
 def _is_pooled(self:PgEngine, c):
     "Behind a pooler LISTEN hears nothing: somebody else would be told"
@@ -193,12 +196,11 @@ def _listens(self:PgEngine):
         try:
             with self._connect() as c:
                 if self._is_pooled(c): return
-                c.add_notify_handler(lambda n: self._bell.set())
                 c.execute('listen fh_saas_rings')
                 bad = 0
                 while not self.stopping.is_set():
                     self._bell.set()                       # whatever was missed before
-                    for _ in c.notifies(timeout=5., stop_after=1): pass
+                    for _ in c.notifies(timeout=5.): self._bell.set()
                     c.execute('select 1')
         except psycopg.Error: self.stopping.wait(min(5., .05*2**bad)); bad = min(bad+1, 7)
 

@@ -7,9 +7,9 @@ __all__ = ['TASK', 'HELD_S', 'ProcrastinateEngine']
 
 # %% ../../nbs/engines/02_procrastinate.ipynb #3f395302
 import asyncio, json, threading, time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fastcore.basics import patch
+from .engine import Threads
 from .postgres import ALIVE, WATCH, Engine, PgEngine
 from ..telemetry import log
 from typing import Callable
@@ -99,7 +99,7 @@ def serve(self:ProcrastinateEngine,
     drain:Callable, # Called with a tenant's id; True if there is more, a time when there will be, None if nothing is left
 ):
     "Call `drain` for what was rung, until `stop`"
-    with ThreadPoolExecutor(self.width+1, 'fh_saas-drain') as ex: asyncio.run(self._serves(drain, ex))
+    with Threads(self.width+1, 'fh_saas-drain') as ex: asyncio.run(self._serves(drain, ex))
 
 @patch
 async def _serves(self:ProcrastinateEngine, drain, ex):

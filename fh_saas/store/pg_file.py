@@ -92,6 +92,7 @@ def _ran(self:PgConn, sql, args):
     self._all += self._last
     return _Rows(self._cur)
 
+# %% ../../nbs/store/21_pg_file.ipynb #484bb783
 @patch
 def executemany(self:PgConn,
     sql:str, # One statement, as SQLite has it
@@ -199,6 +200,7 @@ def _watch(raw):
             if hasattr(socket, k): s.setsockopt(socket.IPPROTO_TCP, getattr(socket, k), v)
     finally: s.close()
 
+# %% ../../nbs/store/21_pg_file.ipynb #553b2f19
 class PgPool:
     "Connections of this process to one database, shared by all threads"
     def __init__(self,
@@ -219,23 +221,12 @@ def _new(self:PgPool):
     return raw
 
 @patch
-@contextmanager
-def use(self:PgPool,
-    wait_s:float, # Longest wait for a connection, in seconds
-    schema:str=None, # Whose tables are to be used: best is one that knows them
-): # A connection of the driver's, outside a transaction
-    "A connection for the block"
-    if not self._room.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'all connections to the server were in use for {wait_s:.2g} s')
-    raw = None
-    try:
-        raw = self._knows(schema) or self._free() or self._new()
-        if schema: raw.__dict__.setdefault('_fh_saas_knows', set()).add(schema)
-        yield raw
-        if raw.info.transaction_status==psycopg.pq.TransactionStatus.IDLE and not self.closed: self.free.append(raw); raw = None
-    finally:
-        if raw is not None: raw.close()
-        self._room.release()
+def close(self:PgPool):
+    "Close what is free now, and the rest when it is given back"
+    self.closed = True
+    while (raw := self._free()): raw.close()
 
+# %% ../../nbs/store/21_pg_file.ipynb #e20baf9d
 @patch
 def _knows(self:PgPool, schema):
     "A free connection that has used the schema before: to read what tables there are takes longer than a statement"
@@ -260,11 +251,24 @@ def _said(raw):
     except (psycopg.Error, AttributeError): return raw.closed
     return bool(p.poll(0))
 
+# %% ../../nbs/store/21_pg_file.ipynb #3ebc6bb2
 @patch
-def close(self:PgPool):
-    "Close what is free now, and the rest when it is given back"
-    self.closed = True
-    while (raw := self._free()): raw.close()
+@contextmanager
+def use(self:PgPool,
+    wait_s:float, # Longest wait for a connection, in seconds
+    schema:str=None, # Whose tables are to be used: best is one that knows them
+): # A connection of the driver's, outside a transaction
+    "A connection for the block"
+    if not self._room.acquire(timeout=max(wait_s, 0)): raise StoreBusy(f'all connections to the server were in use for {wait_s:.2g} s')
+    raw = None
+    try:
+        raw = self._knows(schema) or self._free() or self._new()
+        if schema: raw.__dict__.setdefault('_fh_saas_knows', set()).add(schema)
+        yield raw
+        if raw.info.transaction_status==psycopg.pq.TransactionStatus.IDLE and not self.closed: self.free.append(raw); raw = None
+    finally:
+        if raw is not None: raw.close()
+        self._room.release()
 
 # %% ../../nbs/store/21_pg_file.ipynb #343161d8
 _null = []
@@ -386,24 +390,6 @@ def _name(url, schema):
     return f'postgresql://{d.get("host","")}:{d.get("port", 5432)}/{d.get("dbname","")}'+(f'?schema={schema}' if schema else '')
 
 # %% ../../nbs/store/21_pg_file.ipynb #c21bea3b
-_UPGRADE_KEY = 0x66687304
-
-@patch
-def _prepare(self:PgFile, create):
-    "Make or upgrade the tables if that is due, one process at a time; learn which locks are this schema's"
-    with self._short() as c:
-        if (v := pg_version(c))<VERSION:
-            if not create and not v: raise StoreError(f'{self.path} has no jobs table')
-            c.raw.execute(f'begin; set local lock_timeout={max(1, int(self.wait_s*1000))}; select pg_advisory_xact_lock({_UPGRADE_KEY},0)')
-            try:
-                if self.schema: c.raw.execute(f'create schema if not exists {quoted(self.schema)}')
-                if pg_version(c)<VERSION: pg_upgrade(c)
-                c.raw.execute('commit')
-            except BaseException: c.raw.execute('rollback'); raise
-        oid, = c.raw.execute('select to_regclass(%s)::oid::bigint', (in_schema('from tenant_jobs', self.schema)[5:],)).fetchone()
-        self._key = oid-2**32 if oid>=2**31 else oid
-    self.sync()
-
 @patch
 @contextmanager
 def _short(self:PgFile, wait_s=None):
@@ -424,6 +410,25 @@ def _patiently(self:PgFile, f, wait_s=None):
             if not is_lost(e) or time.monotonic()+pause>=end: raise pg_error(e, self.path) from e
         time.sleep(pause)
         pause = min(.2, pause*2)
+
+# %% ../../nbs/store/21_pg_file.ipynb #980c9795
+_UPGRADE_KEY = 0x66687304
+
+@patch
+def _prepare(self:PgFile, create):
+    "Make or upgrade the tables if that is due, one process at a time; learn which locks are this schema's"
+    with self._short() as c:
+        if (v := pg_version(c))<VERSION:
+            if not create and not v: raise StoreError(f'{self.path} has no jobs table')
+            c.raw.execute(f'begin; set local lock_timeout={max(1, int(self.wait_s*1000))}; select pg_advisory_xact_lock({_UPGRADE_KEY},0)')
+            try:
+                if self.schema: c.raw.execute(f'create schema if not exists {quoted(self.schema)}')
+                if pg_version(c)<VERSION: pg_upgrade(c)
+                c.raw.execute('commit')
+            except BaseException: c.raw.execute('rollback'); raise
+        oid, = c.raw.execute('select to_regclass(%s)::oid::bigint', (in_schema('from tenant_jobs', self.schema)[5:],)).fetchone()
+        self._key = oid-2**32 if oid>=2**31 else oid
+    self.sync()
 
 # %% ../../nbs/store/21_pg_file.ipynb #c2e8d851
 SYNC_S = 5.
@@ -469,6 +474,7 @@ def _undo(raw):
     try: raw.info.transaction_status==psycopg.pq.TransactionStatus.IDLE or raw.execute('rollback')
     except psycopg.Error: pass
 
+# %% ../../nbs/store/21_pg_file.ipynb #31cb5493
 @patch
 @contextmanager
 def _begun(self:PgFile, wait_s, alone):
@@ -512,15 +518,21 @@ def read(self:PgFile,
 def alone(self:PgFile,
     sql:str, # One statement that gives no rows, as SQLite has it
     args:tuple=(), # Bound values
-    wait_s:float=None, # How long to wait for a connection, in seconds; None for the database's default
+    wait_s:float=None, # How long to wait for a connection and for locks, in seconds; None for the database's default
     timer:Callable=None, # Gives seconds; None for the usual clock
 )->tuple: # (rows that it changed, seconds that it took)
     "A statement that is its own transaction. Raises `StoreBusy` or `StoreError`"
     timer = timer or time.perf_counter
     with self._short(wait_s) as c:
         t = timer()
-        c.execute(sql, args)
-        return c.changes(),timer()-t
+        try:
+            c.post('begin')
+            c.post("select set_config('lock_timeout',%s,true)", (str(max(1, int(1000*(self.wait_s if wait_s is None else wait_s)))),))
+            c.execute(sql, args)
+            n = c.changes()
+            c.own('commit')
+        except BaseException: _undo(c.raw); raise
+        return n,timer()-t
 
 # %% ../../nbs/store/21_pg_file.ipynb #4a5d1a88
 @patch
@@ -532,10 +544,15 @@ def private(self:PgFile,
         raw,give = self.app.lend() if self.app else self._lend()
         c = self._conn(raw, locks)
         c.give = give
-        if self._pool.pooled: raw.prepare_threshold = None
-        with _together(raw): raw.execute(_BLOCK, (str(max(1, int(wait_s*1000))),))      # with the driver's own `begin`
+        try: self._block(raw, wait_s)
+        except BaseException: c.close(); raise
     except psycopg.Error as e: raise pg_error(e, self.path) from e
     return c
+
+@patch
+def _block(self:PgFile, raw, wait_s):
+    if self._pool.pooled: raw.prepare_threshold = None
+    with _together(raw): raw.execute(_BLOCK, (str(max(1, int(wait_s*1000))),))      # with the driver's own `begin`
 
 @patch
 def _lend(self:PgFile):
@@ -543,6 +560,7 @@ def _lend(self:PgFile):
     raw.autocommit = False
     return raw,raw.close
 
+# %% ../../nbs/store/21_pg_file.ipynb #35922c37
 @patch
 def as_database(self:PgFile,
     conn:Conn, # What `private` gave

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'PgRegistry', 'PgServer']
 
-# %% ../../nbs/store/23_pg_registry.ipynb #61691a11
+# %% ../../nbs/store/23_pg_registry.ipynb #3d95e218
 import hashlib, threading, time
 from collections import deque
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from . import postgres as _postgres
 from .postgres import PgStore, PgStoreConn
 from .registry import Registry, _tables
 from .sqlite_file import VERSION
+from functools import cache
 from itertools import count
 
 # %% ../../nbs/store/23_pg_registry.ipynb #8a9758cf
@@ -36,13 +37,13 @@ class PgRegistry(PgFile, Registry):
     "The host's table of tenants, on a server"
     conn_type = _Conn
 
+# %% ../../nbs/store/23_pg_registry.ipynb #2100ab88
 class _Maker:
     "Takes SQLite's tables, several to a text"
     def __init__(self, raw): self.raw = raw
     def execute(self, sql):
         for o in filter(str.strip, sql.split(';')): self.raw.execute(pg_sql(_typed(o)).text)
 
-# %% ../../nbs/store/23_pg_registry.ipynb #2100ab88
 @patch
 def _prepare(self:PgRegistry, create):
     "Make the tables, one process at a time"
@@ -59,6 +60,7 @@ def _prepare(self:PgRegistry, create):
         self._key = oid-2**32 if oid>=2**31 else oid
     self.sync()
 
+# %% ../../nbs/store/23_pg_registry.ipynb #8d37ec0d
 @patch
 def keep(self:PgRegistry,
     path:str, # A tenant's database, in full
@@ -80,32 +82,7 @@ def full(self:PgRegistry,
     "The name in full"
     return self.server.prefix+path
 
-@patch
-def drop(self:PgRegistry,
-    path:str, # In full
-):
-    "Delete a tenant's database. Raises `StoreError`"
-    self.server.drop(self.keep(path))
-
-@patch
-def open(self:PgRegistry,
-    path:str, # In full
-)->PgStore:
-    "A tenant's database. Raises `StoreError`"
-    return self.server.store(path, self.wait_s)
-
-# %% ../../nbs/store/23_pg_registry.ipynb #b772ccdc
-class _Shared(PgPool):
-    "Connections to one of many databases, out of what all of them may have"
-    def __init__(self, server, db):
-        PgPool.__init__(self, lambda: server.connect(db), server.most)
-        self.server,self._room = server,server.room
-    @contextmanager
-    def use(self, wait_s, schema=None):
-        self.server.make_room(self)
-        with PgPool.use(self, wait_s, schema) as raw: yield raw
-
-# %% ../../nbs/store/23_pg_registry.ipynb #854e0616
+# %% ../../nbs/store/23_pg_registry.ipynb #1d85bd6d
 LAYOUTS = 'schema','database'
 
 class PgServer:
@@ -126,6 +103,7 @@ class PgServer:
         self.prefix = f'{self.name}?schema=' if layout=='schema' else self.name[:self.name.rfind('/')+1]
     def __repr__(self): return f'PgServer({self.name!r}, layout={self.layout!r})'
 
+# %% ../../nbs/store/23_pg_registry.ipynb #1af9bc92
 @patch
 def connect(self:PgServer,
     db:str=None, # Name of the database; None for the host's
@@ -147,6 +125,17 @@ def pool(self:PgServer,
         if db not in self.pools: self.pools[db] = _Shared(self, db)
         return self.pools[db]
 
+# %% ../../nbs/store/23_pg_registry.ipynb #b772ccdc
+class _Shared(PgPool):
+    "Connections to one of many databases, out of what all of them may have"
+    def __init__(self, server, db):
+        PgPool.__init__(self, lambda: server.connect(db), server.most)
+        self.server,self._room = server,server.room
+    @contextmanager
+    def use(self, wait_s, schema=None):
+        self.server.make_room(self)
+        with PgPool.use(self, wait_s, schema) as raw: yield raw
+
 @patch
 def make_room(self:PgServer,
     pool:PgPool, # About to take a connection
@@ -157,16 +146,40 @@ def make_room(self:PgServer,
         if o is pool or not (raw := o._free()): continue
         return raw.close()
 
+@patch
+def close(self:PgServer):
+    "Close what is free now, and the rest when it is given back"
+    self.closed = True
+    for o in list(self.pools.values()): o.close()
+    for q in list(self.spare.values()):
+        while q: q.pop().close()
+
 # %% ../../nbs/store/23_pg_registry.ipynb #6ccdcb3c
 @patch
-def registry(self:PgServer,
-    wait_s:float, # How long to wait for locks, in seconds
-)->PgRegistry:
-    "The host's table of tenants. Raises `StoreError`"
-    r = PgRegistry(self.pool(self.host), self.name, wait_s)
-    r.server = self
-    return r
+def _ask(self:PgServer, sql, *args):
+    try:
+        with self.pool(self.host).use(5.) as raw:
+            cur = raw.execute(sql, args or None)
+            return cur.fetchall() if cur.description else []
+    except psycopg.Error as e: raise pg_error(e, self.name) from e
 
+@patch
+def free_name(self:PgServer,
+    id:str, # A tenant
+)->str: # A name that no schema, or no database, has
+    "What the tenant's place is to be called. Names of PostgreSQL's end at 63 bytes"
+    there = {o for o, in self._ask('select nspname from pg_namespace' if self.layout=='schema' else 'select datname from pg_database')}
+    return next(o for o in self.names(id) if o not in there)
+
+@patch
+def names(self:PgServer,
+    id:str, # A tenant
+): # Without end
+    "What its place may be called, best first"
+    base = f't_{id}' if len(id)<=55 else f't_{id[:46]}_{hashlib.sha256(id.encode()).hexdigest()[:8]}'
+    for i in count(1): yield base if i==1 else f'{base}_{i}'
+
+# %% ../../nbs/store/23_pg_registry.ipynb #64051c42
 _READY = [n for n,_ in _postgres._ALL].index('ready')
 
 class _Ringing(PgStoreConn):
@@ -194,31 +207,7 @@ def store(self:PgServer,
     if self.layout=='schema': return _in_schema(ring)(self.pool(self.host), path, wait_s, key, create)
     return PgStore(self.pool(key), path, wait_s, None, create)
 
-@patch
-def _ask(self:PgServer, sql, *args):
-    try:
-        with self.pool(self.host).use(5.) as raw:
-            cur = raw.execute(sql, args or None)
-            return cur.fetchall() if cur.description else []
-    except psycopg.Error as e: raise pg_error(e, self.name) from e
-
-@patch
-def free_name(self:PgServer,
-    id:str, # A tenant
-)->str: # A name that no schema, or no database, has
-    "What the tenant's place is to be called. Names of PostgreSQL's end at 63 bytes"
-    there = {o for o, in self._ask('select nspname from pg_namespace' if self.layout=='schema' else 'select datname from pg_database')}
-    return next(o for o in self.names(id) if o not in there)
-
-@patch
-def names(self:PgServer,
-    id:str, # A tenant
-): # Without end
-    "What its place may be called, best first"
-    base = f't_{id}' if len(id)<=55 else f't_{id[:46]}_{hashlib.sha256(id.encode()).hexdigest()[:8]}'
-    for i in count(1): yield base if i==1 else f'{base}_{i}'
-
-# %% ../../nbs/store/23_pg_registry.ipynb #1d6e70f4
+# %% ../../nbs/store/23_pg_registry.ipynb #7e761369
 @patch
 def make(self:PgServer,
     id:str, # A tenant
@@ -245,6 +234,7 @@ def drop(self:PgServer,
     for c in self.spare.pop(key, ()): c.close()
     self._ask(f'drop database if exists {quoted(key)} with (force)')
 
+# %% ../../nbs/store/23_pg_registry.ipynb #21be8bc1
 @patch
 def behind(self:PgServer,
     path:str, # A tenant's database, in full
@@ -255,6 +245,31 @@ def behind(self:PgServer,
         with self.pool(self.host if self.layout=='schema' else key).use(5.) as raw: return pg_version(PgConn(raw, key if self.layout=='schema' else None))<VERSION
     except psycopg.Error as e: raise pg_error(e, path) from e
 
+# %% ../../nbs/store/23_pg_registry.ipynb #dc68130b
+@patch
+def registry(self:PgServer,
+    wait_s:float, # How long to wait for locks, in seconds
+)->PgRegistry:
+    "The host's table of tenants. Raises `StoreError`"
+    r = PgRegistry(self.pool(self.host), self.name, wait_s)
+    r.server = self
+    return r
+
+@patch
+def open(self:PgRegistry,
+    path:str, # In full
+)->PgStore:
+    "A tenant's database. Raises `StoreError`"
+    return self.server.store(path, self.wait_s)
+
+@patch
+def drop(self:PgRegistry,
+    path:str, # In full
+):
+    "Delete a tenant's database. Raises `StoreError`"
+    self.server.drop(self.keep(path))
+
+# %% ../../nbs/store/23_pg_registry.ipynb #d886cb96
 class _Lent(psycopg.Connection):
     "A connection that goes back to where it came from rather than be closed"
     give = None
@@ -287,16 +302,13 @@ def lend(self:PgServer,
     c.give = give
     return c
 
-# %% ../../nbs/store/23_pg_registry.ipynb #64051c42
-@patch
-def database(self:PgServer,
-    path:str, # A tenant's database, in full
-): # A fastsql `Database`
-    "The tenant's database for the app; its connection is had when it is used"
+# %% ../../nbs/store/23_pg_registry.ipynb #16e9e3b2
+@cache
+def _database_type():
+    "fastsql's `Database` on an engine that is made already; its connection is had when it is used"
     try: from fastsql import Database
     except ImportError as e: raise ImportError("a tenant's db needs fastsql, which is not installed: pip install 'fh-saas[postgres]'") from e
-    from sqlalchemy import MetaData, create_engine, event
-    from sqlalchemy.pool import NullPool
+    from sqlalchemy import MetaData
     class TenantDatabase(Database):
         def __init__(self, url, engine): self.conn_str,self.engine,self._tables,self._c,self._meta,self._used_at = url,engine,{},None,None,0.
         @property
@@ -316,15 +328,17 @@ def database(self:PgServer,
         def _shut(self, idle_s=5.):
             if self._c is not None and time.monotonic()-self._used_at>=idle_s: self._c.close()
             return True
-    key = path.removeprefix(self.prefix)
+    return TenantDatabase
+
+# %% ../../nbs/store/23_pg_registry.ipynb #6628e115
+@patch
+def database(self:PgServer,
+    path:str, # A tenant's database, in full
+): # A fastsql `Database`
+    "The tenant's database for the app; its connection is had when it is used"
+    TenantDatabase,key = _database_type(),path.removeprefix(self.prefix)
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.pool import NullPool
     engine = create_engine('postgresql+psycopg://', creator=lambda: self.lend(key), poolclass=NullPool)
     if self.layout=='schema': event.listen(engine, 'begin', lambda c: self.pooled and c.exec_driver_sql(f'set local search_path to {quoted(key)},public'))
     return TenantDatabase(path, engine)
-
-@patch
-def close(self:PgServer):
-    "Close what is free now, and the rest when it is given back"
-    self.closed = True
-    for o in list(self.pools.values()): o.close()
-    for q in list(self.spare.values()):
-        while q: q.pop().close()

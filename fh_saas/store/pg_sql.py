@@ -63,7 +63,7 @@ def _names(sql):
         if not _NAMED.match(sql, j): sql = f'{sql[:j]} q{n}{sql[j:]}'
     return sql
 
-# %% ../../nbs/store/20_pg_sql.ipynb #1f558366
+# %% ../../nbs/store/20_pg_sql.ipynb #232dcdb4
 class PgSql(NamedTuple):
     "A statement as PostgreSQL takes it"
     text: str # With placeholders of the driver
@@ -86,6 +86,7 @@ def _holes(sql):
     text = re.sub(r'\?(\d*)', one, sql)
     return PgSql(text, tuple(f'a{i+1}' for i in range(n)))
 
+# %% ../../nbs/store/20_pg_sql.ipynb #1f558366
 _TABLE = re.compile(r'\b(from|join|into|update|table|exists|on|,)(\s+)(tenant_\w+)(?=[\s(,)]|$)')
 
 def quoted(
@@ -104,6 +105,7 @@ def in_schema(
     if not schema: return sql
     return _TABLE.sub(lambda m: f'{m[1]}{m[2]}{quoted(schema)}.{m[3]}', sql)
 
+# %% ../../nbs/store/20_pg_sql.ipynb #cc0f4612
 @lru_cache(4096)
 def pg_sql(
     sql:str, # A statement of this package for SQLite

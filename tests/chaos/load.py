@@ -1,7 +1,7 @@
 "The tasks of the soak: each says in the ledger what it does, durably, before it does more"
 import asyncio, os, time
 from contextlib import contextmanager
-from fh_saas.running.context import JobContext, current_job
+from fh_saas.utils_bgtsk import JobContext, current_job
 
 FOLDER = os.environ.get('CHAOS_FOLDER')
 
@@ -28,8 +28,8 @@ def limited(n):
     say('start', id); time.sleep(.02); say('end', id)
 
 def cpu(n, job:JobContext):
-    "Runs in a child process"
-    say('start', job.id); sum(range(100000)); say('end', job.id)
+    "Runs in a child process; it says of which worker, since it dies with it"
+    say('start', job.id, os.getppid()); sum(range(100000)); time.sleep(.02+n%7*.02); say('end', job.id)
 
 def writes(n, job:JobContext):
     say('start', job.id)

@@ -55,15 +55,17 @@ def reap(pid):
 
 def work(folder): mgr(folder, worker=False, threads=4).run()     # so that a worker that is seen to run is in `run`
 
-def submit(folder, seed, until):
-    "Submits as long as there is not too much to do; each id is in a file on the disk as soon as `submit` has returned"
+KINDS = 'quick slow aslow limited writes steps fails many family transaction unique'.split()
+
+def submit(folder, seed, until, kinds=None):
+    "Submits as long as there is not too much to do, of some kinds or of all; each id is in a file on the disk as soon as `submit` has returned"
     m,r = mgr(folder, worker=False),random.Random(seed)
     fd = os.open(folder/'submitted', os.O_WRONLY|os.O_APPEND|os.O_CREAT, 0o644)
     def told(kind, *ids): os.write(fd, ''.join(f'{kind} {o}\n' for o in ids).encode()); os.fsync(fd)
     opt = lambda **kw: m.options(backoff=.2, max_retries=1000, **kw)
     while time.time()<until:
         if m._lane.store.running_now()+len(m._lane.store.select(None, 'pending', 400))>=400: time.sleep(.05); continue
-        n,kind = r.randrange(1000),r.choice(['quick', 'slow', 'aslow', 'limited', 'writes', 'steps', 'fails', 'many', 'family', 'transaction', 'unique']+['cpu']*(r.random()<.3))
+        n,kind = r.randrange(1000),r.choice(kinds or KINDS+['cpu']*(r.random()<.3))
         f = getattr(load, kind, None)
         if kind=='many': told(kind, *opt().submit_many(kind, load.quick, [dict(n=i) for i in range(20)]))
         elif kind=='family':
@@ -97,8 +99,8 @@ def watch(folder):
         if n>most: most = n; (folder/'most').write_text(str(most))
         time.sleep(.005)
 
-def run(seconds=30., workers=3, seed=None, disk=None, older=None):
-    "Returns what was seen; every other worker is of the package at `older(folder)`, a `PYTHONPATH`. Raises `AssertionError`"
+def run(seconds=30., workers=3, seed=None, disk=None, older=None, kinds=None):
+    "Returns what was seen; only some kinds of jobs if they are named; every other worker is of the package at `older(folder)`, a `PYTHONPATH`. Raises `AssertionError`"
     seed = random.randrange(2**32) if seed is None else seed
     folder = Path(tempfile.mkdtemp(prefix='soak', dir=disk))
     os.environ['CHAOS_FOLDER'] = str(folder)
@@ -113,7 +115,7 @@ def run(seconds=30., workers=3, seed=None, disk=None, older=None):
             old = Nursery(folder, older(folder/'pkg'))
             assert old.file.startswith(str(folder)), old.file
         def hatch(i): return old.fork() if old and i%2 else fork(work, folder)
-        kills = _storm(folder, seconds, workers, random.Random(seed), hatch)
+        kills = _storm(folder, seconds, workers, random.Random(seed), hatch, kinds)
         _calm(folder, workers, hatch)
         rc = os.waitstatus_to_exitcode(os.waitpid(fork(_check, folder, kills, seed), 0)[1])
         assert rc==0, f'the soak with seed {seed} does not hold, see above; its files are in {folder}'
@@ -122,10 +124,10 @@ def run(seconds=30., workers=3, seed=None, disk=None, older=None):
         if old: old.close()
         if (folder/'report').exists(): shutil.rmtree(folder, ignore_errors=True)
 
-def _storm(folder, seconds, workers, r, hatch):
+def _storm(folder, seconds, workers, r, hatch, kinds):
     "Kill every 50 to 500 ms, and have one in six stand still for as long instead; the kills as (time, pid)"
     end,kills = time.time()+seconds,[]
-    ws,sub,eye,disk = [hatch(i) for i in range(workers)],fork(submit, folder, r.random(), end),fork(watch, folder),fork(probe, folder)
+    ws,sub,eye,disk = [hatch(i) for i in range(workers)],fork(submit, folder, r.random(), end, kinds),fork(watch, folder),fork(probe, folder)
     while time.time()<end:
         time.sleep(r.uniform(.05, .5))
         i = r.randrange(workers+1) if r.random()<.5 else r.randrange(workers)
@@ -136,7 +138,7 @@ def _storm(folder, seconds, workers, r, hatch):
         os.kill(pid, signal.SIGKILL); kills.append((t := time.time(), pid)); reap(pid)
         if time.time()>t+.5: _late(folder, 'death', t)
         if i<workers: ws[i] = hatch(i)
-        else: sub = fork(submit, folder, r.random(), end)
+        else: sub = fork(submit, folder, r.random(), end, kinds)
     for o in (sub, eye, disk, *ws): os.kill(o, signal.SIGKILL); kills.append((time.time(), o)); reap(o)
     return kills
 
@@ -200,9 +202,9 @@ def _late_times(folder, what):
 def _lates(folder): return '; '.join(f'{k} {len(v)} times, at most {max(s for _,s in v):.1f}' for k in ('disk', 'death') if (v := _late_times(folder, k))) or 'never'
 
 def _recovery(lines, kills):
-    "For each job that a kill cut short for the first time: (when it was killed, when it began again, its id)"
+    "For each job that a kill cut short for the first time: (when it was killed, when it began again, its id). A start of a process task names the worker, whose death is its own"
     dead,open_,hit,out = dict((p, t) for t,p in kills),{},set(),[]
-    for t,pid,word,id in ((float(o[0]), int(o[1]), o[2], o[3]) for o in sorted(lines, key=lambda o: float(o[0]))):
+    for t,pid,word,id in ((float(o[0]), int(o[-1] if o[2]=='start' and len(o)>4 else o[1]), o[2], o[3]) for o in sorted(lines, key=lambda o: float(o[0]))):
         if word=='start':
             if (was := open_.get(id)) and was in dead and dead[was]<=t and id not in hit: hit.add(id); out.append((dead[was], t, id))
             open_[id] = pid
@@ -211,9 +213,13 @@ def _recovery(lines, kills):
 
 def _recovered(lines, kills, jobs, folder):
     """How long that took, and which part of it until the death was noticed. Its row says when that was. A job that has crashed before is put off, and so is one
-    that another kill met before it said that it began. Of process tasks the ledger does not tell: their children die with the worker, under pids of their own"""
+    that another kill met before it said that it began. Process tasks are apart: where no child is at hand, one has to start"""
+    of = lambda process: [o for o in lines if o[3] in jobs and (jobs[o[3]].job_type=='cpu')==process]
+    return [*_times('jobs that were executing', of(False), kills, jobs, folder), *_times('process tasks', of(True), kills, jobs, folder)]
+
+def _times(what, lines, kills, jobs, folder):
     all_,seen,then,more,late,none,slow,stood = [],[],[],[],[],[],[],_late_times(folder, 'disk')
-    for dead,again,id in _recovery([o for o in lines if o[3] in jobs and jobs[o[3]].job_type!='cpu'], kills):
+    for dead,again,id in _recovery(lines, kills):
         j,s = jobs[id],again-dead
         crashes = [from_iso(o['at']) for o in json.loads(j.attempts or '[]') if o['outcome']=='crashed']
         at = [x for x in crashes if dead<=x<=again]
@@ -222,7 +228,7 @@ def _recovered(lines, kills, jobs, folder):
         if any(x<dead for x in crashes) or len(at)>1: more.append(s)
         elif any(t<again and t+d>dead for t,d in stood): late.append(s)
         else: all_.append(s); seen.append(at[0]-dead); then.append(again-at[0])
-    return [f'from kill to the next start of jobs that were executing, first crash: {percentiles(all_)}',
+    return [f'from kill to the next start of {what}, first crash: {percentiles(all_)}',
         f'    of which until it was noticed: {percentiles(seen)}; from then on: {percentiles(then)}',
         f'    while the disk was late: {percentiles(late)}; with a crash before, or another before it began: {percentiles(more)}',
         f'    had failed by themselves before the kill: {dict(Counter(none))}', *('    '+o for _,o in sorted(slow, reverse=True)[:5])]
