@@ -1,13 +1,11 @@
 "What somebody else does between two lines of ours: the other's deed is done there, in the same thread, so that each test ends one way"
 import threading
-from contextlib import contextmanager
 
 import pytest
-from fh_saas.store.base import StoreBusy, _T, new_job
+from fh_saas.store.base import StoreBusy, _T
 from fh_saas.running import waiting
-from fh_saas.utils_bgtsk import Discard, task
-from test_pg_store import make # noqa: F401, a fixture
-from util import both, ddl, done, on_server, until
+from fh_saas.utils_bgtsk import Discard
+from util import both, done, on_server, until
 
 stores = both
 
@@ -73,7 +71,6 @@ def claims(store, who='w'):
 def test_who_holds_a_key_waits_for_the_rows(t):
     "The job that stands for one submitted in a transaction begins only once its rows are there; else nobody would see to them"
     m = t.look()
-    ddl(m.db, 'create table tally(x)')
     a,_ = m.options(unique='k').submit('x', add, a=1)
     with m.transaction():
         b,bg = m.options(unique='k').submit('x', add, a=1)
@@ -127,15 +124,14 @@ def test_keys_of_before_and_after_sealing(t):
 
 # --- leases and ends
 
-def test_a_long_job_by_hand_keeps_its_lease(t, monkeypatch):
+def test_a_long_job_by_hand_keeps_its_lease(t):
     "A script without a worker holds its job for as long as it takes, and no other machine takes it"
     m = t.look()
     store,lane = m._lane.store,m._lane
     lane.lease_s = 9.
-    def slow(job):
-        (owner,lease), = store.owners()
+    def by_hand():
+        (_,lease), = store.owners()
         if on_server(t): until(lambda: store.owners()[0][1]>lease, 20)
-    def by_hand(): slow(None)
     m.task(by_hand, name='by_hand')
     id,bg = m.submit('x', by_hand)
     bg.func(*bg.args)
