@@ -413,7 +413,8 @@ def _flush(self:Tenants):
     self._marked,marks = time.monotonic(),self._pool.marks
     if marks:
         self._pool.marks = {}
-        self._registry.copy_marks([(n, id) for id,n in marks.items()])
+        try: self._registry.copy_marks([(n, id) for id,n in marks.items()])
+        except StoreError: self._pool.marks = marks|self._pool.marks; raise
 
 @patch
 def _trouble(self:Tenants, e, why):
