@@ -173,9 +173,11 @@ def note(self:Presence,
     with self._lock:
         if self._fd is None or name in self._noted: return
         self._noted.add(name)
-        if self._list is None or self._lines>4*len(self._noted)+1000: return self._rewrite()
-        os.write(self._list, name.encode()+b'\0')
-        self._lines += 1
+        try:
+            if self._list is None or self._lines>4*len(self._noted)+1000: return self._rewrite()
+            os.write(self._list, name.encode()+b'\0')
+            self._lines += 1
+        except OSError as e: self._noted.discard(name); log.info('%s cannot be noted: %s', name, e)      # the disk is full, and the next time may do
 
 @patch
 def _rewrite(self:Presence):
