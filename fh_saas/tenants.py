@@ -127,7 +127,7 @@ class Tenant:
     def __init__(self,
         tenants:'Tenants', # Where it is
         id:str, # Its id
-    ): self.tenants,self.id = tenants,id
+    ): self.tenants,self.id,self._asked = tenants,id,None
     def __repr__(self): return f'Tenant({self.id!r})'
 
 @patch(as_prop=True)
@@ -150,6 +150,8 @@ def path(self:Tenant)->str:
 @patch
 def _heed(self:Tenant):
     "Take up what has changed about it. Raises `KeyError` if the tenant is gone"
+    at,self._asked = self._asked,None
+    if at and time.monotonic()-at<.05: return           # once, for `tenants[id].jobs`: it has just been asked
     if self.row.seq>self.tenants._seq: self.tenants._refresh()
 
 @patch(as_prop=True)
@@ -468,6 +470,7 @@ def __getitem__(self:Tenants,
     "The tenant of this id, as in `tenants['acme']`. Raises `KeyError` if there is none"
     t = Tenant(self, id if isinstance(id, str) else str(id))
     t._heed()
+    t._asked = time.monotonic()
     return t
 
 @patch
