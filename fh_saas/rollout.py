@@ -92,9 +92,9 @@ def _head(self:Rollout):
     return dict(zip(cols.split(','), rows[0]))
 
 @patch
-def _mark(self:Rollout, n, state, error):
+def _mark(self:Rollout, n, tenant, state, error):
     with self.tenants.registry.writing() as c:
-        c.execute("update tenant_rollout_jobs set state=?, error=? where rollout=? and n=? and state='running'", (state, error, self.id, n))
+        c.execute("update tenant_rollout_jobs set state=?, error=? where rollout=? and n=? and tenant=? and state='running'", (state, error, self.id, n, tenant))
         return bool(c.changes())
 
 # %% ../nbs/21_rollout.ipynb #2cfe7cf6
@@ -102,7 +102,8 @@ def _mark(self:Rollout, n, state, error):
 def _look(self:Rollout, r, n, tenant, job_id):
     "One tenant: submit its job if that has not happened, and see whether it has ended; True if it has"
     row = self.tenants.registry.get(tenant)
-    if row is None or row.status!='active': return self._mark(n, 'failed', f'tenant is {row.status if row else "gone"}')
+    if row and row.status in ('moving', 'deleting'): return False         # it will be settled in a moment, one way or the other
+    if row is None or row.status!='active': return self._mark(n, tenant, 'failed', f'tenant is {row.status if row else "gone"}')
     now = to_iso(time.time())
     try:
         with self.tenants[tenant]._file() as f:
@@ -110,10 +111,10 @@ def _look(self:Rollout, r, n, tenant, job_id):
             if job is None:
                 with f.writing(1.) as c:
                     if f.get(job_id) is None: f.insert_into(c, [NewJob(job_id, r['job_type'], r['payload'], r['max_retries'], now, r['task'], now, DUE, r['typed'])])
-    except (StoreError, KeyError) as e: return self._mark(n, 'failed', str(e))
+    except (StoreError, KeyError) as e: return self._mark(n, tenant, 'failed', str(e))
     if job is None: self.tenants._ring(tenant)
     if job is None or job['status'] not in FINAL: return False
-    return self._mark(n, 'completed' if job['status']=='completed' else 'failed', job['error_log'] and job['error_log'].strip().splitlines()[-1][:500])
+    return self._mark(n, tenant, 'completed' if job['status']=='completed' else 'failed', job['error_log'] and job['error_log'].strip().splitlines()[-1][:500])
 
 # %% ../nbs/21_rollout.ipynb #3409ebf7
 def _decided(r, n):

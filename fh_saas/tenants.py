@@ -12,7 +12,7 @@ from datetime import datetime
 from fastcore.basics import patch
 from .running import worker as _w
 from .running.around import add_around
-from .running.check_in import check_in, make_file, set_gate, untouched
+from .running.check_in import check_in, follow, make_file, set_gate, untouched
 from .running.databases import Fastsql, run_folder
 from .engines.engine import ENGINES
 from .engines.engine import engine as engine_named
@@ -147,14 +147,21 @@ def path(self:Tenant)->str:
     "Where its database lies"
     return self.tenants.registry.full(self.row.path)
 
+@patch
+def _heed(self:Tenant):
+    "Take up what has changed about it. Raises `KeyError` if the tenant is gone"
+    if self.row.seq>self.tenants._seq: self.tenants._refresh()
+
 @patch(as_prop=True)
 def jobs(self:Tenant)->TenantManager:
     "The manager of its jobs"
+    self._heed()
     return self.tenants._manager(self.id)
 
 @patch(as_prop=True)
 def db(self:Tenant): # A fastlite `Database`
     "Its database"
+    self._heed()
     return self.tenants._db(self.id)
 
 # %% ../nbs/22_tenants.ipynb #a618b305
@@ -274,7 +281,7 @@ def _start(self:Tenants):
         self._pool = LanePool(self._opener, self._here, self.most_open, self.idle_s, self._options['clock'],
                               trouble=self._trouble, unknown=lambda names: self._refresh())
         if self._server: self._pool.full_s = SERVER_S
-        self._managers,self._dbs,self._seq,self._marked = {},{},-1,0.
+        self._managers,self._dbs,self._who,self._seq,self._marked = {},{},{},-1,0.
         self._generation = generation[0]
         self._refresh()
         self._clear_up()
@@ -292,11 +299,12 @@ def _refresh(self:Tenants):
         rows = self._registry.since(self._seq)
         if not rows: return
         plans = self._registry.plans()
+        if self._seq>=0: [self._follow(r) for r in rows]
         for r in rows:
             self._seq = max(self._seq, r.seq)
             if r.status=='deleted' or r.path is None: self._forget(r.id); continue
+            if self._who.setdefault(r.id, r.identity)!=r.identity: self._forget(r.id); self._who[r.id] = r.identity
             path = self._registry.full(r.path)
-            if (e := self._pool.paths.get(path)) and e.id!=r.id: self._rename(e.id, r.id)
             if (e := self._pool.entries.get(r.id)) and e.path!=path and (db := self._dbs.get(r.id)): db.__dict__['_stale'] = True     # moved
             w,m = plans.get(r.plan, (1., None))
             known = r.id in self._pool.entries
@@ -309,19 +317,32 @@ def _refresh(self:Tenants):
 @patch
 def _forget(self:Tenants, id):
     "The tenant is gone"
+    self._who.pop(id, None)
     self._pool.drop(id)
     self._let_go(id)
 
 @patch
+def _follow(self:Tenants, r):
+    "Whoever had the row's file under another id is this tenant, or gone"
+    if r.status=='deleted' or r.path is None or not (e := self._pool.paths.get(self._registry.full(r.path))) or e.id==r.id: return
+    if self._who.get(e.id)==r.identity: self._rename(e.id, r.id)
+    else: self._forget(e.id)
+
+@patch
 def _rename(self:Tenants, id, new):
     "The tenant has another id: nobody gets it under the old one any more, and what runs goes on"
+    m = self._managers.get(id)
     for o in id, new: self._let_go(o)
+    if m: m.__dict__['id'],self._managers[new] = new,m             # one that is kept stays this tenant's
     self._pool.rename(id, new)
+    self._who[new] = self._who.pop(id)
 
 @patch
 def _let_go(self:Tenants, id):
     self._managers.pop(id, None)
-    if db := self._dbs.pop(id, None): db._shut(0.) if self._server else db._shut()
+    if not (db := self._dbs.pop(id, None)): return
+    if self._server: db._shut(0.)
+    else: db.__dict__['_stale'] = not db._shut()           # as soon as it can be, for whoever has kept it
 
 # %% ../nbs/22_tenants.ipynb #96376dd3
 @patch
@@ -445,7 +466,7 @@ def __getitem__(self:Tenants,
 )->Tenant:
     "The tenant of this id, as in `tenants['acme']`. Raises `KeyError` if there is none"
     t = Tenant(self, id if isinstance(id, str) else str(id))
-    t.row
+    t._heed()
     return t
 
 @patch
@@ -539,19 +560,29 @@ def _create_file(self:Tenants, id, path, kw):
         return dict(path=reg.keep(p))
     try: reg.add(id, self._options['clock'](), make=make, identity=me, **kw)
     except BaseException:
-        if made and not reg.by_path(reg.keep(made[0])): os.unlink(made[0])
+        if made: self._unmake(made[0])
         raise
+
+@patch
+def _unmake(self:Tenants, path):
+    "Remove a file that was not registered; under the lock as well, for another may be about to make it its own"
+    with suppress(StoreError), self.registry.writing():
+        if not self.registry.by_path(self.registry.keep(path)): os.unlink(path)
 
 @patch
 def _take_over(self:Tenants, id, path, kw):
     "Register a file that is there already; one that has belonged to a registry is not trusted"
-    if r := self.registry.by_path(self.registry.keep(path)): raise ValueError(f'{path} is the database of tenant {r.id!r}')
-    store = SqliteStore(path)
+    def free():
+        if r := self.registry.by_path(key): raise ValueError(f'{path} is the database of tenant {r.id!r}')
+        return dict(path=key)
+    key = self.registry.keep(path)
+    free()
+    store = SqliteStore(path, wait_s=self._options['busy_s'])
     try:
-        p,me = passport(store),new_identity()
-        strange = dict(status='quarantined', reason='it has belonged to another registry, or is a copy') if p.identity else {}
-        self.registry.add(id, self._options['clock'](), path=self.registry.keep(path), identity=me, mark=p.mark, **kw, **strange)
         with store.writing() as c:
+            p,me = passport(store),new_identity()
+            strange = dict(status='quarantined', reason='it has belonged to another registry, or is a copy') if p.identity else {}
+            self.registry.add(id, self._options['clock'](), make=free, identity=me, mark=p.mark, **kw, **strange)
             stamp(store, me, 1, path, c)
             set_gate(c, f'quarantined: {strange["reason"]}' if strange else None)
     finally: store.close()
@@ -651,7 +682,7 @@ def freeze(self:Tenant,
     reg,row = self.tenants.registry,self.row
     if not reg.swap(self.id, ('active', 'frozen'), status='frozen', reason=str(reason)): raise TenantBusy(f'tenant {self.id!r} is {row.status}')
     with self._file() as f:
-        f.shut(f'frozen: {reason}')
+        follow(self.tenants.registry, self.id, f, self.tenants._now())
         self._settle(f)
     self.tenants._changed()
     emit('tenant.frozen', tenant=self.id, reason=reason)
@@ -661,7 +692,7 @@ def thaw(self:Tenant):
     "Let jobs run again. Raises `TenantBusy` unless the tenant is frozen or active"
     reg,row = self.tenants.registry,self.row
     if not reg.swap(self.id, ('active', 'frozen'), status='active', reason=None): raise TenantBusy(f'tenant {self.id!r} is {row.status}, not frozen')
-    with self._file() as f, f.writing() as c: set_gate(c, None, self.tenants._now())
+    with self._file() as f: follow(self.tenants.registry, self.id, f, self.tenants._now())
     self.tenants._changed()
     self.tenants._ring(self.id)
     emit('tenant.thawed', tenant=self.id)
@@ -680,8 +711,7 @@ def rename(self:Tenant,
     id:str, # Its id from now on
 )->Tenant:
     "Give the tenant another id; its file stays where it is. Raises `ValueError` if the id is taken or unfit"
-    if self.row.status in ('moving', 'deleting'): raise TenantBusy(f'tenant {self.id!r} is {self.status}')
-    self.tenants.registry.rename(self.id, id)
+    if not self.tenants.registry.rename(self.row.id, id): raise TenantBusy(f'tenant {self.id!r} is {self.status}')
     self.tenants._changed()
     return Tenant(self.tenants, id)
 
@@ -697,7 +727,8 @@ def delete(self:Tenant,
     with doing(ts.registry, self.id):
         row = take(ts.registry, self.id, 'deleting', ts._here.owner, ('active', 'frozen', 'quarantined'))
         self._empty(row, drain_s)
-        ts.registry.set(self.id, status='deleted', deleted_at=to_iso(ts._options['clock']()), operator=None, status_after=None)
+        if not ts.registry.swap(self.id, 'deleting', status='deleted', deleted_at=to_iso(ts._options['clock']()), operator=None, status_after=None):
+            raise TenantBusy(f'tenant {self.id!r} was given back meanwhile by a process that took this one for dead, and its jobs run; try again')
     ts._changed()
     remove_left(ts.registry)
     emit('tenant.deleted', tenant=self.id)
@@ -781,9 +812,9 @@ def resume(self:Tenant):
     ts = self.tenants
     with self._file() as f, f.writing() as c:
         row,p = self.row,passport(f)
-        if row.status!='quarantined': raise TenantBusy(f'tenant {self.id!r} is {row.status}, not in quarantine')
         epoch = max(row.epoch, p.epoch)+1
-        ts.registry.set(self.id, status='active', reason=None, epoch=epoch, mark=p.mark)
+        if not ts.registry.swap(self.id, 'quarantined', status='active', reason=None, epoch=epoch, mark=p.mark):
+            raise TenantBusy(f'tenant {self.id!r} is {self.status}, not in quarantine')
         with ts.registry.writing() as r: r.execute('update tenant_registry set mark=? where id=?', (p.mark, self.id))
         stamp(f, row.identity, epoch, ts.registry.place(f.path), c)
         set_gate(c, None, ts._now())
@@ -794,21 +825,23 @@ def resume(self:Tenant):
 # %% ../nbs/22_tenants.ipynb #f13fad9f
 class _Source:
     "What the worker knows of these tenants"
-    def __init__(self, tenants): self.tenants,self.here,self._pool,self._beat,self._away = tenants,tenants._here,tenants._pool,0,False
+    def __init__(self, tenants): self.tenants,self.here,self._pool,self._beat,self._away,self._dead = tenants,tenants._here,tenants._pool,0,False,set()
     def __repr__(self): return repr(self.tenants)
     def heard(self, names): self._pool.heard(names)
     def look_into(self, name): self._pool.look_into(name)
     def sweep(self, dead):
-        try: self._sweep(dead); self._away = False
+        self._dead.update(dead)                  # they are told of once; the registry may be away just now
+        try: self._sweep(); self._away = False
         except StoreError as e:
             if not self._away: log.warning('%r cannot look after its tenants: %s', self.tenants, e)
             self._away = True
-    def _sweep(self, dead):
-        ts = self.tenants
+    def _sweep(self):
+        ts,dead = self.tenants,set(self._dead)
         if ts._registry.changed(): ts._refresh(); ts._look_at_crons()
         self._pool.sweep(dead)
         self._beat += 1
         if dead or self._beat%10==0: ts._clear_up()
+        self._dead -= dead
         if self._beat%10==0: ts._flush()
         advance_all(ts)
 

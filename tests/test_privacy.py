@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from fastlite import database
-from util import done, end, process, run_py, said, until
+from util import PgTenant, both, ddl, done, end, home, on_server, process, run_py, said, until
 
 pytest.importorskip('cryptography', reason='comes with the extra `crypto`')
 from fh_saas.web.board import Board
@@ -13,34 +13,41 @@ from fh_saas.keys import Keys, new_key
 from fh_saas.redact import Redactor
 from fh_saas.store.overview import JobFilter, page
 from fh_saas.store.sealed import WrongKey
-from fh_saas.store.sqlite import SqliteStore
 from fh_saas.telemetry import subscribe
 from fh_saas.tenants import Tenants
 from fh_saas.testing import Clock
 from fh_saas.utils_bgtsk import BackgroundTaskManager, Discard, current_job
 import private
 
+stores = both
 KEY = new_key()
 MAIL = 'anna@example.com'
 
-def in_files(folder, word=MAIL):
-    "Files of the folder that hold the word"
-    return [p.name for p in Path(folder).rglob('*') if p.is_file() and word.encode() in p.read_bytes()]
+def in_files(t, word=MAIL):
+    "Files of a tenant's folder that hold the word, and those of its tables and indexes on a server"
+    return [p.name for p in Path(t.dir).rglob('*') if p.is_file() and word.encode() in p.read_bytes()]+(in_tables(t.path, word) if on_server(t) else [])
+
+def in_tables(url, word):
+    import psycopg
+    with psycopg.connect(url, autocommit=True) as c:
+        c.execute('checkpoint')
+        return [o for o, in c.execute("select relname from pg_class where oid>=16384 and relkind in ('r','i','t') and position(%s::bytea in pg_read_binary_file(pg_relation_filepath(oid)))>0", (word.encode(),)).fetchall()]
 
 # --- sealing
 
 @pytest.mark.parametrize('task', [private.greet, private.refuse, private.notes, private.far], ids=lambda o:o.__name__)
 def test_no_word_of_it_in_any_file(t, task):
     "Arguments, results, errors, logs, progress, cursor and steps, of tasks in threads and in processes of their own; and all of it is read as ever"
+    if on_server(t) and task is private.far: pytest.skip('a task in a process of its own cannot reach a server yet')
     m = t.mgr(keys=[KEY])
     j = m.wait(m.submit('t', task, 1, mail=MAIL)[0], 60)
     m.options(delay=3600).submit('t', task, mail=MAIL)
-    assert not in_files(t.dir), 'while it is open'
+    assert not in_files(t), 'while it is open'
     assert MAIL in j.payload and (MAIL in (j.error_log if task is private.refuse else j.result))
     if task in (private.notes, private.far):
         assert all(MAIL in o for o in (j.log, j.progress, j.cursor)) and f'step {MAIL}' in j.result
     m.close()
-    assert not in_files(t.dir) and in_files(t.dir, 'sealed:')==['t.db']
+    assert not in_files(t) and (got := in_files(t, 'sealed:')) and all(o=='t.db' or o.startswith('tenant_') for o in got)
 
 def test_a_retry_goes_on_from_what_was_sealed(t):
     "Steps, cursor and log of the first attempt are there in the second"
@@ -50,7 +57,7 @@ def test_a_retry_goes_on_from_what_was_sealed(t):
     m.run_due(); c.tick(5); m.run_due()
     j = m.get_job(id)
     assert j.status=='completed' and j.log.count('writing to')==2 and MAIL in j.attempts and 'half way' in j.error_log
-    assert not in_files(t.dir)
+    assert not in_files(t)
 
 def test_why_a_job_was_cancelled_is_sealed(t):
     "Of one that waits and of one that runs, which says more at its end"
@@ -59,7 +66,7 @@ def test_why_a_job_was_cancelled_is_sealed(t):
     a, = m._lane.turn(1)
     for o in ids: m.cancel(o, f'{MAIL} asked for it')
     a.stop = None; m._lane.start(a); m._lane.end(a, call(a.task, a.claim, a), .1); m._lane.turn(0)
-    assert not in_files(t.dir)
+    assert not in_files(t)
     run,wait = [m.get_job(o) for o in ids]
     assert (run.status, wait.status, wait.error_log)==('cancelled', 'cancelled', f'{MAIL} asked for it')
     assert run.error_log.startswith(f'Asked to end: {MAIL} asked for it\nTraceback') and m.explain(run.id).endswith(f'{MAIL} asked for it')
@@ -69,7 +76,7 @@ def test_kill_9_with_keys(t):
     with process(t, f"m = mgr(keys=['{KEY}'], tasks=[gated]); m.submit('t', gated, folder=folder, name='{MAIL}'); out('up'); time.sleep(60)") as p:
         said(p, 'up'); until(lambda: t.log("start")); end(p)
     t.go()
-    assert not [o for o in in_files(t.dir) if o!='log']
+    assert not [o for o in in_files(t) if o!='log']
     m = t.mgr(keys=[KEY], tasks=[__import__('work').gated])
     until(lambda: m.list_jobs(status='completed'))
     assert m.list_jobs()[0].retry_count==1
@@ -77,25 +84,27 @@ def test_kill_9_with_keys(t):
 def test_transactions(t):
     "P4, P5 with keys: a job's rows and its sealed result commit together, and so do jobs of a transaction"
     m = t.mgr(keys=[KEY], worker=False)
+    for o in 'sent','people': ddl(m.db, f'create table {o}(n)')
     def own(mail):
         with current_job().transaction() as db:
-            db.execute('create table if not exists sent(n)'); db.execute('insert into sent values(1)')
+            db.q('insert into sent values(1)')
             current_job().finish(f'sent to {mail}')
     with m.transaction() as db:
-        db.execute('create table people(name)'); m.submit('t', own, mail=MAIL)
+        db.q('insert into people values(1)'); m.submit('t', own, mail=MAIL)
     m.run_due()
     job, = m.list_jobs()
-    assert (job.status, job.result)==('completed', f'"sent to {MAIL}"') and not in_files(t.dir)
+    assert (job.status, job.result)==('completed', f'"sent to {MAIL}"') and not in_files(t)
 
 def test_unique_keys_say_nothing_and_hold(t):
     "Jobs are found by their key, which the file does not tell"
     m = t.mgr(keys=[KEY], worker=False)
     o = m.options(unique=MAIL)
     a,b = o.submit('t', private.greet, mail=MAIL)[0],o.submit('t', private.greet, mail='other')[0]
-    assert a==b and len(m.list_jobs())==1 and not in_files(t.dir)
+    assert a==b and len(m.list_jobs())==1 and not in_files(t)
     m.run_due()
     assert o.submit('t', private.greet, mail=MAIL)[0]!=a
 
+@pytest.mark.on_sqlite('a server cannot open what is sealed, so it does not search there, see the next')
 def test_errors_are_found_by_their_text(t):
     "retry_failed and the dashboard's search look into sealed errors"
     m = t.mgr(keys=[KEY], worker=False)
@@ -104,10 +113,18 @@ def test_errors_are_found_by_their_text(t):
     with Board(m).reading("-") as f: assert len(page(f, JobFilter(text=MAIL)).rows)==1 and MAIL in page(f, JobFilter(text=MAIL)).rows[0]['error']
     assert (m.retry_failed(error_contains='nobody'), m.retry_failed(error_contains=MAIL))==(0, 1)
 
+def test_sealed_errors_are_not_searched_on_a_server(pg, tmp_path):
+    "A text finds none of them, and so retries none"
+    t = PgTenant(tmp_path, pg)
+    m = t.mgr(keys=[KEY], worker=False)
+    m.submit('t', private.refuse, 1, mail=MAIL); m.run_due()
+    assert m.retry_failed(error_contains=MAIL)==0 and m.retry_failed()==1
+    t.close()
+
 def test_without_keys_nothing_is_other_than_it_was(t):
     "What is not asked for costs nothing: the store and the lane are the plain ones"
     lane = t.look()._lane
-    assert type(lane.store) is SqliteStore and lane.hide is None and 'seal' not in dict(lane.store.read('select key,value from tenant_meta'))
+    assert type(lane.store).__name__==('PgStore' if on_server(t) else 'SqliteStore') and lane.hide is None and 'seal' not in dict(lane.store.read('select key,value from tenant_meta'))
 
 # --- keys
 
@@ -150,7 +167,7 @@ def test_keys_rotate(t):
     t.go(); done(m, run)
     m.close()
     m = t.mgr(keys=[new], worker=False)
-    assert {o.result for o in m.list_jobs(limit=1000)}=={f'"hello {MAIL}"', f'"{MAIL}"'} and not in_files(t.dir)
+    assert {o.result for o in m.list_jobs(limit=1000)}=={f'"hello {MAIL}"', f'"{MAIL}"'} and not in_files(t)
     m.close()
     with pytest.raises(WrongKey): t.mgr(keys=[KEY], worker=False)
 
@@ -174,23 +191,23 @@ def test_bad_keys(t):
 
 # --- tenants
 
-def test_a_key_for_each_tenant(tmp_path):
+def test_a_key_for_each_tenant(t):
     "P8: a tenant whose key cannot be had costs itself alone; without its key, its data are lost for good"
     keys = {o:new_key() for o in ('acme', 'globex')}
     def key_of(id):
         if id=='broken': raise OSError('the vault is closed')
         return keys.get(id)
-    ts = Tenants(tmp_path/'all', worker=False, tasks=[private.greet], keys=key_of)
+    ts = Tenants(home(t), worker=False, tasks=[private.greet], keys=key_of)
     try:
         for o in (*keys, 'plain', 'broken'): ts.create(o)
         ids = {o:ts[o].jobs.submit('t', private.greet, mail=f'{o}@example.com')[0] for o in (*keys, 'plain')}
         with pytest.raises(Exception, match="no keys for tenant 'broken': OSError: the vault is closed"): ts['broken'].jobs.submit('t', private.greet, mail='x')
         for o in ids: assert ts[o].jobs.run_due()==1 and f'{o}@' in ts[o].jobs.get_job(ids[o]).result
-        assert in_files(tmp_path, 'plain@') and not in_files(tmp_path, 'acme@') and not in_files(tmp_path, 'globex@')
+        assert in_files(t, 'plain@') and not in_files(t, 'acme@') and not in_files(t, 'globex@')
         assert set(ts.reseal())=={'broken'}
         got = ts.forget(containing='@example.com')
         assert {k:v for k,v in got.items() if k!='broken'}==dict.fromkeys(ids, (1, [], True)) and 'vault' in got['broken']
-        assert not in_files(tmp_path, 'plain@')
+        assert not in_files(t, 'plain@')
         with pytest.raises(KeyError): ts.forget(containing='@example.com', tenant='nobody')
     finally: ts.close()
 
@@ -213,6 +230,7 @@ def test_secrets_in_errors_are_not_stored(t):
     for o in j.error_log,j.log,j.progress,j.attempts: assert '[redacted]' in o and 'hunter2' not in o and 'DE02' not in o
     assert len(heard)>3 and 'hunter2' not in repr(heard) and j.status=='failed' and 'hunter2' in j.payload
 
+@pytest.mark.on_sqlite('a task in a process of its own cannot reach a server yet')
 def test_redacted_in_a_process_of_its_own(t):
     m = t.mgr(redact=['anna@example.com'], tasks=[private.far])
     j = m.wait(m.submit('t', private.far, mail='anna@example.com = x')[0], 60)
@@ -223,12 +241,13 @@ def test_redacted_in_a_process_of_its_own(t):
 def test_a_running_job_is_asked_to_end_and_named(t):
     "Ask again when it has ended"
     m = t.mgr()
-    id,_ = m.submit('t', private.hold, mail=MAIL, folder=str(t.dir))
+    id,_ = m.submit('t', private.stays, mail=MAIL, folder=str(t.dir))
     until((t.dir/'runs').exists)
     got = m.forget(containing=MAIL)
     assert (got.removed, got.running, got.clean)==(0, [id], False)
+    t.go()
     done(m, id, status='cancelled')
-    assert m.forget(containing=MAIL)==(1, [], True) and not in_files(t.dir)
+    assert m.forget(containing=MAIL)==(1, [], True) and not in_files(t)
 
 def test_forgetting_in_a_sealed_file(t):
     "What is looked for is what the keys show"

@@ -4,7 +4,9 @@ import pytest
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.scheduler import Schedule
 from fh_saas.tenants import Tenants
-from util import end, process, run_py, said, stop_worker, until
+from util import both, change, end, home, process, run_py, said, stop_worker, until
+
+stores = both
 
 DAY = 86400.
 seen = []
@@ -103,6 +105,7 @@ def test_run_now_and_next_runs(m, clock):
     assert m.get_job(id).result=='7'
     assert [o.isoformat() for o in m.schedules(n=2)[0].next]==['2026-03-02T09:00:00+09:00', '2026-03-03T09:00:00+09:00']
 
+@pytest.mark.on_sqlite('refused before a store is asked')
 @pytest.mark.parametrize('err,word,args,kw', [
     (ValueError, 'expr', ('nonsense',), {}), (ValueError, 'minute', ('61 * * * *',), {}), (TypeError, 'expr', (5,), {}),
     (ValueError, 'tz', ('0 9 * * *',), dict(tz='Mars/Base')), (TypeError, 'tz', ('0 9 * * *',), dict(tz=3)),
@@ -110,8 +113,8 @@ def test_run_now_and_next_runs(m, clock):
     (ValueError, 'spread', ('0 9 * * *',), dict(spread=-1)), (ValueError, 'spread', ('0 9 * * *',), dict(spread=float('nan'))), (TypeError, 'spread', ('0 9 * * *',), dict(spread='5')),
     (ValueError, 'name', ('0 9 * * *',), dict(name=' ')), (TypeError, 'job_type', ('0 9 * * *',), dict(job_type=5)),
     (ValueError, 'max_retries', ('0 9 * * *',), dict(max_retries=0)), (TypeError, 'other', ('0 9 * * *',), dict(other=1))])
-def test_bad_values(m, tmp_path, err, word, args, kw):
-    ts = Tenants(tmp_path/'many', worker=False)
+def test_bad_values(t, m, err, word, args, kw):
+    ts = Tenants(home(t), worker=False)
     try:
         for o in (m, ts):
             with pytest.raises(err, match=word): o.cron(*args, **kw)(plain)
@@ -130,7 +133,7 @@ def test_bad_change_changes_nothing(m):
 
 def test_a_broken_row_holds_up_nobody(m, clock):
     m.cron('0 9 * * *', nightly, name='n'); m.cron('0 9 * * *', plain, name='bad')
-    m.db.conn.execute("update tenant_schedules set changed='{\"expr\":\"x\"}' where name='bad'")
+    change(m, "update tenant_schedules set changed='{\"expr\":\"x\"}' where name='bad'")
     clock.at('2026-03-02T09:00:00Z'); m.run_due()
     assert seen and m.schedule('bad').state=='broken'
 
@@ -139,7 +142,7 @@ def test_a_pruned_job_does_not_come_back(m, clock):
     m.cron('0 9 * * *', nightly, name='n')
     clock.at('2026-03-02T09:00:00Z'); m.run_due()
     assert m.schedule('n').last_at[:16]=='2026-03-02T09:00'
-    m.db.conn.execute('delete from tenant_jobs')
+    change(m, 'delete from tenant_jobs')
     clock.at('2026-03-02T09:01:00Z'); m.run_due()
     assert m.list_jobs()==[] and len(seen)==1
 
@@ -179,10 +182,10 @@ def test_killed_and_started_again(t):
 # --- tenants
 
 @pytest.fixture
-def many(tmp_path, clock):
+def many(t, clock):
     made = []
     def make(**kw):
-        made.append(ts := Tenants(tmp_path/'data', clock=clock, **(dict(worker=False, handoff=0)|kw)))
+        made.append(ts := Tenants(home(t), clock=clock, **(dict(worker=False, handoff=0)|kw)))
         return ts
     yield make
     for o in made: o.close()
@@ -245,7 +248,7 @@ def test_other_zone_makes_nothing_up(many, clock):
 def test_worker_opens_closed_tenants_when_their_slot_comes(many, clock):
     ts = many(worker=True, idle_s=0., most_open=2)
     for i in range(6): ts.create(f't{i}')
-    until(lambda: len(ts._pool.open)==0 and all(e.sig is not None for e in ts._pool.entries.values()))
+    until(lambda: len(ts._pool.open)==0 and all(e.looked_at for e in ts._pool.entries.values()))
     ts.cron('0 13 * * *', nightly, name='n')
     assert not ts._pool.open, 'declaring a schedule opens nobody'
     clock.at('2026-03-01T13:00:00Z')

@@ -88,6 +88,14 @@ class SqlTenant(Tenant):
 
 def on_server(t): return isinstance(t, PgTenant)
 
+def home(t, name='tenants'):
+    "Where `Tenants` may live: in schemas of the server's database, or in a folder"
+    return t.path if on_server(t) else t.dir/name
+
+def change(m, sql, *args):
+    "Change a manager's tables behind its back; SQL as SQLite has it"
+    with m._lane.store.writing() as c: c.execute(sql, args)
+
 def ddl(db, sql):
     "Make a table; fastsql leaves that uncommitted"
     if not hasattr(db, 'engine'): return db.q(sql)

@@ -8,7 +8,8 @@ __all__ = ['TenantBusy', 'take', 'give_back', 'drain', 'remove_left', 'doing', '
 # %% ../../nbs/running/32_moving.ipynb #395e4899
 import apsw, os, time
 from contextlib import contextmanager
-from .check_in import set_gate, sync_folder
+from dataclasses import replace
+from .check_in import follow, set_gate, sync_folder
 from ..store.base import Claim, StoreBusy, StoreError
 from ..store.passport import passport, seal, sealed, stamp
 from ..store.registry import Registry, TenantRow
@@ -28,13 +29,13 @@ def take(
     owner:str, # Who does it
     was:tuple=('active', 'frozen'), # In which status a tenant may be for it
     **cols # Further columns to set
-)->TenantRow: # As it was before
+)->TenantRow: # With the status that it had before
     "Begin a change that takes a while. Raises `KeyError`, or `TenantBusy` if the tenant's status is another"
     row = registry.get(id)
     if row is None or row.status=='deleted': raise KeyError(f'no tenant {id!r} in {registry.path}')
     if row.status not in was or not registry.swap(id, row.status, status=status, status_after=row.status, operator=owner, **cols):
         raise TenantBusy(f'tenant {id!r} is {(registry.get(id) or row).status}, and must be {" or ".join(was)} for this')
-    return row
+    return replace(registry.get(id), status=row.status)          # it may have moved since it was looked at; from here on it does not
 
 # %% ../../nbs/running/32_moving.ipynb #4b64a49d
 def give_back(
@@ -45,8 +46,7 @@ def give_back(
     "Undo `take`"
     status = row.status_after if row.status in ('moving', 'deleting') else row.status
     registry.swap(row.id, ('moving', 'deleting'), status=status, status_after=None, operator=None, moving_to=None)
-    if store:
-        with store.writing() as c: set_gate(c, None if status=='active' else f'{status}: {row.reason or ""}')
+    if store: follow(registry, row.id, store)
 
 # %% ../../nbs/running/32_moving.ipynb #b5127449
 def drain(
@@ -164,7 +164,7 @@ def move(
 )->str: # Real path of the new file
     "Move a tenant. Raises `ValueError` if `dest` exists, `TenantBusy`, `KeyError` or `StoreError`; then nothing has changed"
     if os.path.exists(dest): raise ValueError(f'{dest} exists already')
-    remove_left(registry)
+    for o in registry, target: o and remove_left(o)
     with doing(registry, id):
         row = take(registry, id, 'moving', owner, moving_to=f'{target.path if target else ""}\n{dest}')
         _to_copy(registry, row, dest, owner, target, drain_s)
@@ -202,7 +202,7 @@ def _finish(registry, row, target):
     to,dest = row.moving_to.split('\n')
     done = dict(status=row.status_after, status_after=None, operator=None, moving_to=None)
     if to:
-        if (o := target.get(row.id)) and o.identity==row.identity: target.swap(row.id, 'moving', **done)
+        if (o := target.get(row.id)) and o.identity==row.identity: _let_in(target, o, done)
         registry.swap(row.id, 'moving', **(done | dict(status='deleted', reason=f'moved to {to}')))
     else:
         done |= dict(path=registry.keep(dest), epoch=row.epoch+1, mark=passport_of(dest).mark, moving_to=f'\n{registry.full(row.path)}')
@@ -210,6 +210,15 @@ def _finish(registry, row, target):
     remove_left(registry)
     emit('tenant.moved', tenant=row.id, to=dest)
     return dest
+
+def _let_in(target, row, done):
+    "It has arrived. A worker there may have seen it come, and have shut the gate"
+    target.swap(row.id, 'moving', **done)
+    if not os.path.exists(path := target.full(row.path)): return
+    store = SqliteStore(path, create=False)
+    try:
+        if (store.gate() or '').startswith('moving'): follow(target, row.id, store)
+    finally: store.close()
 
 def passport_of(
     path:str, # A tenant's file
@@ -281,6 +290,8 @@ def _end_move(registry, row, dest, target):
     store = SqliteStore(src, create=False) if os.path.exists(src) else None
     try:
         if store and not sealed(store): _undo(registry, row, dest, store, target); return 'undone'
+        if not store and target and not target.read('select 1 from tenant_registry where identity=?', (row.identity,)):
+            raise StoreError(f'{src} is missing, and never arrived in {target.path}')
     finally:
         if store: store.close()
     _finish(registry, row, target)

@@ -49,7 +49,7 @@ class Forgotten(NamedTuple):
     "What came of a request to forget"
     removed: int # Jobs that are gone
     running: list # Ids of jobs that run, and were asked to end: ask again once they have
-    clean: bool # Whether the file and its log hold no trace of what was removed
+    clean: bool # Whether the file and its log, or a server's tables, hold no trace of what was removed
 
 # %% ../../nbs/store/13_forget.ipynb #01e3729b
 _PAGE = f"select rowid,id,{','.join(TEXTS)} from tenant_jobs where rowid>?1 and (?2 is null or job_type=?2) order by rowid limit ?3"
@@ -92,9 +92,9 @@ def scrub(
     store, # A `SqliteStore`
     vacuum:bool=True, # Whether to rewrite the file
 )->bool: # False if somebody was at the file all the time, and traces may be left
-    "Leave no trace of what was removed, in the file or its log; on a server that is for its administrator, and this gives False. Raises `StoreError`"
-    if hasattr(store, 'conn_type'): return False
+    "Leave no trace of what was removed, in the file or its log; on a server in the tables. Raises `StoreError`"
     try:
+        if hasattr(store, 'conn_type'): return vacuum and store.rewrite()
         with store._writer.use(store.wait_s) as c:
             if store.memory: store._own(c)
             if vacuum: c.execute('vacuum')

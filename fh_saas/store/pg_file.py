@@ -92,7 +92,7 @@ def _ran(self:PgConn, sql, args):
     self._all += self._last
     return _Rows(self._cur)
 
-# %% ../../nbs/store/21_pg_file.ipynb #d32d8003
+# %% ../../nbs/store/21_pg_file.ipynb #484bb783
 @patch
 def executemany(self:PgConn,
     sql:str, # One statement, as SQLite has it
@@ -200,7 +200,7 @@ def _watch(raw):
             if hasattr(socket, k): s.setsockopt(socket.IPPROTO_TCP, getattr(socket, k), v)
     finally: s.close()
 
-# %% ../../nbs/store/21_pg_file.ipynb #c226484c
+# %% ../../nbs/store/21_pg_file.ipynb #553b2f19
 class PgPool:
     "Connections of this process to one database, shared by all threads"
     def __init__(self,
@@ -226,7 +226,7 @@ def close(self:PgPool):
     self.closed = True
     while (raw := self._free()): raw.close()
 
-# %% ../../nbs/store/21_pg_file.ipynb #35677555
+# %% ../../nbs/store/21_pg_file.ipynb #e20baf9d
 @patch
 def _knows(self:PgPool, schema):
     "A free connection that has used the schema before: to read what tables there are takes longer than a statement"
@@ -251,7 +251,7 @@ def _said(raw):
     except (psycopg.Error, AttributeError): return raw.closed
     return bool(p.poll(0))
 
-# %% ../../nbs/store/21_pg_file.ipynb #135186a3
+# %% ../../nbs/store/21_pg_file.ipynb #3ebc6bb2
 @patch
 @contextmanager
 def use(self:PgPool,
@@ -411,7 +411,7 @@ def _patiently(self:PgFile, f, wait_s=None):
         time.sleep(pause)
         pause = min(.2, pause*2)
 
-# %% ../../nbs/store/21_pg_file.ipynb #9ee0a05c
+# %% ../../nbs/store/21_pg_file.ipynb #980c9795
 _UPGRADE_KEY = 0x66687304
 
 @patch
@@ -474,7 +474,7 @@ def _undo(raw):
     try: raw.info.transaction_status==psycopg.pq.TransactionStatus.IDLE or raw.execute('rollback')
     except psycopg.Error: pass
 
-# %% ../../nbs/store/21_pg_file.ipynb #1d7d9529
+# %% ../../nbs/store/21_pg_file.ipynb #31cb5493
 @patch
 @contextmanager
 def _begun(self:PgFile, wait_s, alone):
@@ -518,15 +518,21 @@ def read(self:PgFile,
 def alone(self:PgFile,
     sql:str, # One statement that gives no rows, as SQLite has it
     args:tuple=(), # Bound values
-    wait_s:float=None, # How long to wait for a connection, in seconds; None for the database's default
+    wait_s:float=None, # How long to wait for a connection and for locks, in seconds; None for the database's default
     timer:Callable=None, # Gives seconds; None for the usual clock
 )->tuple: # (rows that it changed, seconds that it took)
     "A statement that is its own transaction. Raises `StoreBusy` or `StoreError`"
     timer = timer or time.perf_counter
     with self._short(wait_s) as c:
         t = timer()
-        c.execute(sql, args)
-        return c.changes(),timer()-t
+        try:
+            c.post('begin')
+            c.post("select set_config('lock_timeout',%s,true)", (str(max(1, int(1000*(self.wait_s if wait_s is None else wait_s)))),))
+            c.execute(sql, args)
+            n = c.changes()
+            c.own('commit')
+        except BaseException: _undo(c.raw); raise
+        return n,timer()-t
 
 # %% ../../nbs/store/21_pg_file.ipynb #4a5d1a88
 @patch
@@ -554,7 +560,7 @@ def _lend(self:PgFile):
     raw.autocommit = False
     return raw,raw.close
 
-# %% ../../nbs/store/21_pg_file.ipynb #a7a57636
+# %% ../../nbs/store/21_pg_file.ipynb #35922c37
 @patch
 def as_database(self:PgFile,
     conn:Conn, # What `private` gave

@@ -36,7 +36,11 @@ def _with_all(sql):
         and not exists (select 1 from tenant_meta where key='left:'||job)), p as (delete from tenant_job_parents where child in (select id from gone)
         and not exists (select 1 from tenant_meta where key='left:'||child)) select id from gone'''
 
-_instead = {_controls._FIRST:_FIRST, _retention._DROP:_with_all(_retention._DROP), _bulk._DELETE:_with_all(_bulk._DELETE), _retention._TRIGGER:'select 1', 'pragma auto_vacuum':'select 0'}
+# by their places, whatever is believed of how many jobs have that type and status
+_DROP = _with_all(_retention._DROP.replace('rowid in (select cast(value as integer) from json_each(?1)) and job_type=?2 and status=?3',
+    "rowid=any(array(select cast(value as integer) from json_each(?1))) and job_type||''=?2 and status||''=?3"))
+
+_instead = {_controls._FIRST:_FIRST, _retention._DROP:_DROP, _bulk._DELETE:_with_all(_bulk._DELETE), _retention._TRIGGER:'select 1', 'pragma auto_vacuum':'select 0'}
 
 # %% ../../nbs/store/22_postgres.ipynb #0c4be614
 class PgStoreConn(PgConn):
@@ -310,3 +314,21 @@ def _rows(self:PgStore, sql, args):
         got = c.execute(sql, args)
         return [dict(zip(got.cols, o)) for o in got]
     return self._patiently(ask)
+
+# %% ../../nbs/store/22_postgres.ipynb #22702a93
+_TRACES = 'tenant_jobs','tenant_job_steps','tenant_job_parents','tenant_starts'
+
+@patch
+def rewrite(self:PgStore)->bool: # Whether all of it could be left behind
+    "Write the tables anew, without what was removed. Raises `StoreBusy`, `StoreError`"
+    if self._pool.pooled: return False
+    kept,tables = [],', '.join(in_schema(f'from {o}', self.schema)[5:] for o in _TRACES)
+    hear = lambda d: d.message_detail and kept.append(d.message_detail.split(maxsplit=1)[0])
+    with self._short() as c:
+        c.raw.execute(f'set lock_timeout={max(1, int(self.wait_s*1000))}')
+        c.raw.add_notice_handler(hear)
+        try: c.raw.execute(f'vacuum (full, verbose, analyze) {tables}')
+        finally:
+            c.raw.remove_notice_handler(hear)
+            if not c.raw.closed: c.raw.execute('reset lock_timeout')
+    return kept==['0']*len(_TRACES)

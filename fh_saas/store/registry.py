@@ -225,16 +225,18 @@ def check_share(
 def rename(self:Registry,
     id:str, # The tenant
     new:str, # Its id from now on
-):
+)->bool: # False, and nothing is changed, while somebody moves or deletes it: he goes by its id
     "Give a tenant another id. Raises `ValueError` if it is taken, `KeyError` if there is no such tenant"
     check_id(new)
     with self.writing() as c:
+        if c.execute("select 1 from tenant_registry where id=? and status in ('moving','deleting')", (id,)).fetchall(): return False
         if old := c.execute("select id,status from tenant_registry where lower(id)=lower(?) and id<>?", (new, id)).fetchall():
             if old[0][1]!='deleted': raise ValueError(f'tenant {old[0][0]!r} exists')
             self._change(c, id, {})                       # before the tombstone goes, which may have the highest number
             c.execute('delete from tenant_registry where id=?', (old[0][0],))
         c.execute('update tenant_rollout_jobs set tenant=? where tenant=?', (new, id))
         if not self._change(c, id, dict(id=new)): raise KeyError(f'no tenant {id!r} in {self.path}')
+    return True
 
 # %% ../../nbs/store/04_registry.ipynb #8ec5eaf2
 @patch

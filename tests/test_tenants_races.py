@@ -1,0 +1,256 @@
+"What another process may do between two steps of this one: the step in between is done where the first has just ended"
+from contextlib import suppress
+
+import pytest, work
+from fh_saas import tenants as tn
+from fh_saas.rollout import Rollout
+from fh_saas.running import moving as mv
+from fh_saas.running.check_in import check_in
+from fh_saas.running.moving import TenantBusy, give_back, take
+from fh_saas.store.base import StoreError
+from fh_saas.store.passport import passport
+from fh_saas.store.registry import Registry
+from fh_saas.store.sqlite import SqliteStore
+from fh_saas.tenants import Tenant, Tenants
+from test_tenants import TASKS, House, h
+
+def between(monkeypatch, home, name, do, after=False):
+    "Have `do` done once, before `home.name` is called for the first time from now on, or after it"
+    old,todo = getattr(home, name),[do]
+    def f(*a, **kw):
+        if after: got = old(*a, **kw)
+        if todo: todo.pop()()
+        return got if after else old(*a, **kw)
+    monkeypatch.setattr(home, name, f)
+    return todo
+
+def gate(t):
+    s = SqliteStore(t.path)
+    try: return passport(s).gate
+    finally: s.close()
+
+# --- the same name, another tenant
+
+def test_another_process_deletes_and_makes_anew(h):
+    "Whoever had the old one open writes to the new one, not to a file that is gone"
+    a,b = h.ts(),h.ts()
+    a.create('acme')
+    kept = b['acme']
+    kept.db.execute('create table note(x)'); kept.jobs.submit('j', work.quick, folder=str(h.dir))
+    a['acme'].delete('acme')
+    a.create('acme').db.execute('create table note(x)')
+    assert b['acme'].jobs.list_jobs()==[] and list(kept.db.execute('select * from note'))==[]
+    b['acme'].db.execute('insert into note values(1)'); kept.db.execute('insert into note values(2)')
+    b['acme'].jobs.submit('j', work.quick, folder=str(h.dir))
+    assert list(a['acme'].db.execute('select x from note'))==[(1,),(2,)] and len(a['acme'].jobs.list_jobs())==1
+
+@pytest.mark.parametrize('touched', [False, True])
+def test_another_process_renames_and_makes_anew(h, touched):
+    "Neither rows nor jobs of the new tenant go to the old one, whichever of the two was changed last"
+    a,b = h.ts(),h.ts()
+    a.create('acme')
+    kept = b['acme']
+    kept.db.execute('create table note(x)'); m = kept.jobs; m.submit('j', work.quick, folder=str(h.dir))
+    a['acme'].rename('old')
+    a.create('acme')
+    if touched: a['old'].set(weight=2.)
+    assert b['acme'].jobs.list_jobs()==[] and b['acme'].db.conn.filename==a['acme'].path==kept.db.conn.filename
+    assert len(m.list_jobs())==1 and m.id=='old', 'a manager that was kept stays its tenant\'s'
+    assert len(b['old'].jobs.list_jobs())==1 and b['old'].db.conn.filename==a['old'].path
+
+def test_another_process_moves(h):
+    "The app's database is the one in the new place, also where no worker runs that would hear of it"
+    a,b = h.ts(),h.ts()
+    a.create('acme')
+    kept = b['acme']
+    kept.db.execute('create table note(x)')
+    a['acme'].move(h.dir/'far')
+    kept.db.execute('insert into note values(1)')
+    assert list(a['acme'].db.execute('select x from note'))==[(1,)]
+
+# --- the gate
+
+def test_thawed_while_it_is_being_frozen(h, monkeypatch):
+    "The registry has the last word about the gate"
+    a,b = h.ts(),h.ts()
+    t = a.create('acme')
+    between(monkeypatch, Tenant, '_file', b['acme'].thaw)
+    t.freeze('unpaid')
+    assert (t.status,gate(t))==('active',None)
+
+def test_frozen_while_it_is_being_thawed(h, monkeypatch):
+    a,b = h.ts(),h.ts()
+    t = a.create('acme')
+    t.freeze()
+    between(monkeypatch, Tenant, '_file', lambda: b['acme'].freeze('unpaid'))
+    t.thaw()
+    assert (t.status,gate(t))==('frozen','frozen: unpaid')
+
+@pytest.mark.parametrize('status', ['moving', 'deleting'])
+@pytest.mark.parametrize('how', ['freeze', 'thaw'])
+def test_taken_while_it_is_being_thawed(h, monkeypatch, how, status):
+    "Nothing begins in a tenant that another process is about to move or delete"
+    a,b = h.ts(),h.ts()
+    t = a.create('acme')
+    def other():
+        take(b.registry, 'acme', status, b._here.owner)
+        with b['acme']._file() as f: f.shut(f'{status}: ')
+    between(monkeypatch, Tenant, '_file', other)
+    getattr(t, how)()
+    assert gate(t).startswith(status)
+
+def test_frozen_while_a_move_is_undone(h):
+    "What was undone by somebody else already is not undone twice"
+    a = h.ts()
+    t = a.create('acme')
+    row = take(a.registry, 'acme', 'moving', 'me')
+    a.registry.swap('acme', 'moving', status='active')
+    t.freeze('unpaid')
+    s = SqliteStore(t.path)
+    give_back(a.registry, row, s)
+    s.close()
+    assert (t.status,gate(t))==('frozen','frozen: unpaid')
+
+def test_deleted_while_it_is_resumed(h, monkeypatch):
+    "Who resumes does not take a tenant away from who deletes it"
+    a,b = h.ts(),h.ts()
+    t = a.create('acme')
+    a.registry.set('acme', status='quarantined')
+    between(monkeypatch, tn, 'passport', lambda: take(b.registry, 'acme', 'deleting', b._here.owner, ('quarantined',)), after=True)
+    with pytest.raises(TenantBusy): t.resume()
+    assert t.status=='deleting'
+
+# --- taking a tenant
+
+def test_moved_while_a_rename_begins(h, monkeypatch):
+    "A tenant that moves keeps its name: the one who moves it goes by that"
+    a,b = h.ts(),h.ts()
+    t = a.create('acme')
+    between(monkeypatch, Registry, 'rename', lambda: take(b.registry, 'acme', 'moving', b._here.owner, moving_to='\nx'))
+    with pytest.raises(TenantBusy): t.rename('new')
+    assert 'new' not in a and t.status=='moving'
+
+def test_moved_away_while_another_begins(h, monkeypatch):
+    "What is taken is the tenant as it is then, not as it was a moment before"
+    a,b = h.ts(),h.ts()
+    a.create('acme')
+    between(monkeypatch, Registry, 'get', lambda: b['acme'].move(h.dir/'far'), after=True)
+    row = take(a.registry, 'acme', 'deleting', a._here.owner)
+    assert (row.path,row.epoch)==((now := a.registry.get('acme')).path,now.epoch)
+
+def test_undone_while_it_is_being_deleted(h, monkeypatch):
+    "A tenant that was given back meanwhile, and whose jobs may run, is not deleted"
+    a,b = h.ts(),h.ts()
+    t = a.create('acme')
+    between(monkeypatch, tn, 'drain', lambda: mv._recover(b.registry, b.registry.get('acme')), after=True)
+    with pytest.raises(TenantBusy): t.delete('acme')
+    assert t.status=='active' and gate(t) is None
+
+# --- creating
+
+def test_two_take_the_same_file_over(h, monkeypatch):
+    "A file is one tenant's"
+    a,b = h.ts(),h.ts(busy_s=.1)
+    path = h.dir/'there.db'
+    SqliteStore(str(path)).close()
+    def other():
+        with suppress(StoreError): b.create('beta', path=path)
+    between(monkeypatch, tn, 'passport', other, after=True)
+    with suppress(ValueError, StoreError): a.create('alpha', path=path)
+    assert len([r for r in a.registry.rows() if a.registry.full(r.path)==str(path)])==1
+
+def test_looked_into_while_it_is_taken_over(h, monkeypatch):
+    "A worker that sees the new row at once does not find a file without identity"
+    a,path = h.ts(),h.dir/'there.db'
+    SqliteStore(str(path)).close()
+    def look():
+        s = SqliteStore(str(path), wait_s=.05)
+        try: check_in(Registry(a.registry.path), 'acme', s)
+        except StoreError: pass                    # it waits for the lock, longer than this test
+        finally: s.close()
+    between(monkeypatch, Registry, 'add', look, after=True)
+    t = a.create('acme', path=path)
+    assert (t.status,gate(t))==('active',None)
+
+def test_made_while_another_clears_up_after_itself(h, monkeypatch):
+    "A file that could not be registered is removed, unless it is another tenant's by now"
+    a,b = h.ts(),h.ts(busy_s=.1)
+    old,todo = Registry.keep,[lambda: 1/0]
+    monkeypatch.setattr(Registry, 'keep', lambda *o: todo.pop()() if todo else old(*o))
+    def other():
+        with suppress(StoreError): b.create('acme')
+    between(monkeypatch, Registry, 'by_path', other, after=True)
+    with pytest.raises(ZeroDivisionError): a.create('acme')
+    assert all(a.registry.full(r.path) and (h.dir/'data'/r.path).exists() for r in a.registry.rows())
+    assert 'acme' in b or not (h.dir/'data'/'acme.db').exists()
+
+# --- moving
+
+def test_looked_into_while_it_arrives(h, monkeypatch):
+    "A worker of the other Tenants that sees it arrive leaves no gate shut"
+    a = h.ts()
+    other = Tenants(h.dir/'other', worker=False, tasks=TASKS); h.opened.append(other)
+    t = a.create('acme')
+    t.jobs.submit('j', work.quick, folder=str(h.dir), name='x')
+    def look():
+        s = SqliteStore(other.registry.full(other.registry.get('acme').path))
+        try: check_in(other.registry, 'acme', s); assert passport(s).gate.startswith('moving')
+        finally: s.close()
+    between(monkeypatch, mv, '_receive', look, after=True)
+    t = t.move(other)
+    assert (t.status,gate(t))==('active',None)
+    t.jobs.run_due()
+    assert h.names()==['x']
+
+def test_the_disk_is_away_when_a_move_is_seen_to(h):
+    "A move that was cut short before anything was copied has not ended because its file cannot be seen"
+    a = h.ts()
+    other = Tenants(h.dir/'other', worker=False, tasks=TASKS); h.opened.append(other)
+    t = a.create('acme')
+    path = t.path
+    a._pool.close()
+    take(a.registry, 'acme', 'moving', None, moving_to=f'{other.registry.path}\n{h.dir}/other/acme.db')
+    (h.dir/'data').joinpath('acme.db').rename(h.dir/'away.db')
+    mv.recover(a.registry, lambda o: False, a._here.owner)
+    assert a.registry.get('acme').status=='moving'
+    (h.dir/'away.db').rename(path)
+    mv.recover(a.registry, lambda o: False, a._here.owner)
+    assert (t.status,t.path)==('active',path)
+
+# --- rollouts
+
+def test_a_rollout_waits_for_a_move(h):
+    "A tenant that moves has not failed: it gets its job once it has arrived"
+    ts = h.many(2)
+    r = ts.submit_all('u', work.quick, dict(folder=str(h.dir)), canaries=0)
+    row = take(ts.registry, 't000', 'moving', ts._here.owner, moving_to='\nx')
+    r.advance()
+    assert r.progress()['running']==2 and not r.failures()
+    give_back(ts.registry, row)
+    for t in ts.values(): t.jobs.run_due()
+    assert r.wait(5)['completed']==2
+
+def test_renamed_while_a_rollout_looks(h, monkeypatch):
+    "What is found out about a tenant under its old name is not put down under the new one"
+    ts = h.many(1)
+    r = ts.submit_all('w', work.quick, dict(folder=str(h.dir)), canaries=0)
+    between(monkeypatch, Rollout, '_look', lambda: h.ts()['t000'].rename('new'))
+    r.advance()
+    assert not r.failures()
+    ts['new'].jobs.run_due()
+    assert r.wait(5)['completed']==1 and len(h.log('ran'))==1
+
+# --- looking after tenants
+
+def test_who_died_while_the_registry_was_away(h, monkeypatch):
+    "Is remembered until the tenants that it had open were looked into"
+    ts = h.ts()
+    ts._source = s = tn._Source(ts)
+    seen,todo = [],[0]
+    def changed(self):
+        if todo: todo.pop(); raise StoreError('away')
+        return False
+    monkeypatch.setattr(Registry, 'changed', changed)
+    monkeypatch.setattr(ts._pool, 'sweep', lambda dead: seen.append(set(dead)), raising=False)
+    s.sweep(['x']); s.sweep([]); s.sweep([])
+    assert seen==[{'x'}, set()]
