@@ -99,7 +99,13 @@ def _mark(self:Rollout, n, tenant, state, error):
 
 # %% ../nbs/21_rollout.ipynb #2cfe7cf6
 @patch
-def _look(self:Rollout, r, n, tenant, job_id):
+def _note(self:Rollout, n, tenant):
+    "It has its job: no error so far, rather than none known"
+    with self.tenants.registry.writing(durable=False) as c:
+        c.execute("update tenant_rollout_jobs set error='' where rollout=? and n=? and tenant=? and state='running' and error is null", (self.id, n, tenant))
+
+@patch
+def _look(self:Rollout, r, n, tenant, job_id, given=None):
     "One tenant: submit its job if that has not happened, and see whether it has ended; True if it has"
     row = self.tenants.registry.get(tenant)
     if row and row.status in ('moving', 'deleting'): return False         # it will be settled in a moment, one way or the other
@@ -108,10 +114,12 @@ def _look(self:Rollout, r, n, tenant, job_id):
     try:
         with self.tenants[tenant]._file() as f:
             job = f.get(job_id)
+            if job is None and given is not None: return self._mark(n, tenant, 'failed', 'its job was removed before anybody saw how it ended')
             if job is None:
                 with f.writing(1.) as c:
                     if f.get(job_id) is None: f.insert_into(c, [NewJob(job_id, r['job_type'], r['payload'], r['max_retries'], now, r['task'], now, DUE, r['typed'])])
     except (StoreError, KeyError) as e: return self._mark(n, tenant, 'failed', str(e))
+    if given is None: self._note(n, tenant)
     if job is None: self.tenants._ring(tenant)
     if job is None or job['status'] not in FINAL: return False
     return self._mark(n, tenant, 'completed' if job['status']=='completed' else 'failed', job['error_log'] and job['error_log'].strip().splitlines()[-1][:500])
@@ -149,7 +157,7 @@ def advance(self:Rollout)->bool: # Whether anything has changed
     "Look at the jobs under way, and submit the next ones. Any process may, at any time"
     reg = self.tenants.registry
     r = self._head()
-    jobs = reg.read("select n,tenant,job_id from tenant_rollout_jobs where rollout=? and state='running' order by n", (self.id,))
+    jobs = reg.read("select n,tenant,job_id,error from tenant_rollout_jobs where rollout=? and state='running' order by n", (self.id,))
     moved = sum([self._look(r, *o) for o in jobs])
     if r['state']!='running': return moved>0
     ended,todo = self._next()

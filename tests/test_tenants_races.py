@@ -1,12 +1,15 @@
 "What another process may do between two steps of this one: the step in between is done where the first has just ended"
+import os, time
 from contextlib import suppress
 
 import pytest, work
 from fh_saas import tenants as tn
 from fh_saas.rollout import Rollout
-from fh_saas.running import moving as mv
+from fh_saas.running import moving as mv, presence as presence_of
 from fh_saas.running.check_in import check_in
 from fh_saas.running.moving import TenantBusy, give_back, take
+from fh_saas.running.presence import Presence
+from fh_saas.running.slots import Slots
 from fh_saas.store.base import StoreError
 from fh_saas.store.passport import passport
 from fh_saas.store.registry import Registry
@@ -254,3 +257,115 @@ def test_who_died_while_the_registry_was_away(h, monkeypatch):
     monkeypatch.setattr(ts._pool, 'sweep', lambda dead: seen.append(set(dead)), raising=False)
     s.sweep(['x']); s.sweep([]); s.sweep([])
     assert seen==[{'x'}, set()]
+
+def test_a_job_that_is_gone_is_not_given_twice(h):
+    "A rule removed it before the rollout looked: nobody knows how it ended, and the tenant does not get it again"
+    ts = h.many(1)
+    r = ts.submit_all('w', work.quick, dict(folder=str(h.dir)), canaries=0)
+    m = ts['t000'].jobs
+    m.run_due(); m.keep(completed=0); m.prune()
+    assert not m.list_jobs()
+    r.advance(); m.run_due()
+    assert len(h.log('ran'))==1 and 'removed' in r.failures()['t000'] and r.wait(5)['state']=='stopped'
+
+def test_killed_before_it_has_noted_that_a_job_was_given(h, monkeypatch):
+    "The job is there, so it is not given again, and from then on that is known"
+    ts = h.many(1)
+    monkeypatch.setattr(Rollout, '_note', lambda *a: 1/0)
+    with pytest.raises(ZeroDivisionError): ts.submit_all('w', work.quick, dict(folder=str(h.dir)), canaries=0)
+    monkeypatch.undo()
+    r, = ts.rollouts()
+    r.advance()
+    assert ts.registry.read('select state,error from tenant_rollout_jobs')==[('running', '')] and len(ts['t000'].jobs.list_jobs())==1
+    ts['t000'].jobs.run_due()
+    assert r.wait(5)['completed']==1 and len(h.log('ran'))==1
+
+def test_renamed_while_it_is_opened(h, monkeypatch):
+    "Its place among those that are open is given back when it is closed"
+    ts = h.many(1)
+    pool,old = ts._pool,ts._pool.opener
+    def opener(e):
+        lane = old(e)
+        ts['t000'].rename('new')
+        return lane
+    monkeypatch.setattr(pool, 'opener', opener)
+    lane = pool.lane('t000')
+    assert lane.tenant=='new' and list(pool.open)==['new']
+    assert pool._shut(pool.entries['new']) and not pool.open
+
+def test_marks_outlive_a_registry_that_was_away(h, monkeypatch):
+    "How many attempts have ended is said once the registry is there again: or a backup from before them would be taken for the tenant's file"
+    ts = h.many(1, jobs=2)
+    ts['t000'].jobs.run_due()
+    old,todo = Registry.copy_marks,[0]
+    def away(*a):
+        if todo: todo.pop(); raise StoreError('away')
+        return old(*a)
+    monkeypatch.setattr(Registry, 'copy_marks', away)
+    lane = ts._lane('t000')
+    ts._pool._shut(ts._pool.entries['t000'])
+    with pytest.raises(StoreError): ts._flush()
+    ts._flush()
+    assert ts['t000'].row.mark==2
+
+def test_a_process_of_another_machine_is_given_time(h, monkeypatch):
+    "On a server nothing is known here of who deletes a tenant there: that is not undone under his hands at once"
+    ts = h.many(1)
+    now = [0.]
+    monkeypatch.setattr(ts.registry, 'remote', True, raising=False)
+    monkeypatch.setattr(ts.registry, 'open', lambda p: SqliteStore(p, create=False), raising=False)
+    def look(alive=None): return mv.recover(ts.registry, lambda o: alive, ts._here.owner, lambda: now[0])
+    def begin(): return take(ts.registry, 't000', 'deleting', 'elsewhere')
+    row = begin()
+    assert look()==[]
+    now[0] = 100.; assert look()==[]
+    give_back(ts.registry, row); assert look()==[]
+    begin(); now[0] = 200.; assert look()==[], 'it counts anew'
+    now[0] = 321.; assert look()==['t000'] and ts['t000'].status=='active'
+    begin(); assert look(False)==['t000'], 'one that has died here is not waited for'
+
+# --- presence and slots
+
+def test_a_database_that_could_not_be_noted(tmp_path, monkeypatch):
+    "A full disk keeps nobody from his database, and once there is room it is noted"
+    p,old = Presence(tmp_path),os.write
+    def full(*a): raise OSError(28, 'No space left on device')
+    try:
+        p.note('a')
+        monkeypatch.setattr(os, 'write', full)
+        p.note('b')
+        monkeypatch.setattr(os, 'write', old)
+        p.note('b')
+        assert p.noted(p.owner)==['a', 'b']
+    finally: p.close()
+
+def test_who_asks_for_a_slot_after_the_clock_was_put_back(tmp_path, monkeypatch):
+    "Is heard as well"
+    here = [Presence(tmp_path) for _ in range(2)]
+    a,b = map(Slots, here)
+    for o,s in zip(here, (a,b)): o.slots = s
+    now = [10**18]
+    monkeypatch.setattr(time, 'time_ns', lambda: now[0])
+    try:
+        got = a.take('k', 1, 'x')
+        b.take('k', 1, 'y')
+        now[0] += 10**9
+        assert a._asker(a.lines['k'])==here[1].owner
+        now[0] -= 3600*10**9
+        b._ask(b.lines['k'])
+        now[0] += 10**9
+        assert a._asker(a.lines['k'])==here[1].owner and got
+    finally:
+        for o in here: o.close()
+
+def test_without_file_locks_a_living_process_is_not_taken_for_dead(h, monkeypatch):
+    "Where it cannot be known who lives, what somebody has begun a moment ago is left to him"
+    monkeypatch.setattr(presence_of, 'fcntl', None)
+    other = Presence(h.dir/'data')
+    ts = h.many(1)
+    try:
+        assert ts._here.alive(other.owner) is None
+        take(ts.registry, 't000', 'deleting', other.owner)
+        ts._clear_up()
+        assert ts['t000'].status=='deleting'
+    finally: other.close()

@@ -124,11 +124,11 @@ def lane(self:LanePool,
         lane = self.opener(e)
         self.here.note(lane.name)
         if e.lane is not lane: lane.weight,lane.max_running,lane.vtime,lane.opened_at = e.weight,e.max_running,e.vtime,self.mono()
-        e.lane,self.open[id],e.looked_at,lane.tenant = lane,e,self.mono(),id
+        e.lane,self.open[e.id],e.looked_at,lane.tenant = lane,e,self.mono(),e.id          # it may have been renamed meanwhile
     except StoreError as x: self._failed(e, str(x)); raise
     finally:
         with self._lock: self._opening -= 1
-    if self.entries.get(id) is not e: lane.resting = True        # it was dropped meanwhile
+    if self.entries.get(e.id) is not e: lane.resting = True        # it was dropped meanwhile
     self._works(e)
     return lane
 

@@ -49,7 +49,7 @@ def _open_run(self:Presence):
     own = os.open(new, os.O_RDWR)                # a description of its own: a mapping keeps its description, and so its lock,
     self._map = mmap.mmap(own, _SLOT.size*_NSLOTS)   # alive in every forked child
     os.close(own)
-    self._try_lock(self._fd, exclusive=True)
+    self.locks = bool(self._try_lock(self._fd, exclusive=True))       # whether a crash shows
     if new!=self.path: os.rename(new, self.path)
 
 @patch
@@ -173,9 +173,11 @@ def note(self:Presence,
     with self._lock:
         if self._fd is None or name in self._noted: return
         self._noted.add(name)
-        if self._list is None or self._lines>4*len(self._noted)+1000: return self._rewrite()
-        os.write(self._list, name.encode()+b'\0')
-        self._lines += 1
+        try:
+            if self._list is None or self._lines>4*len(self._noted)+1000: return self._rewrite()
+            os.write(self._list, name.encode()+b'\0')
+            self._lines += 1
+        except OSError as e: self._noted.discard(name); log.info('%s cannot be noted: %s', name, e)      # the disk is full, and the next time may do
 
 @patch
 def _rewrite(self:Presence):

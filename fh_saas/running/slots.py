@@ -173,7 +173,7 @@ def _asks(self:Slots, line):
     "Pairs (when, owner) of other processes that have asked and were not heard since, the longest ago first"
     if not self.shared: return []
     now = time.time_ns()-PATIENT_S*1e9
-    return sorted([(at, o) for o in self._others(line) if line.seen.get(o, 0)<(at := _mtime(f'{line.dir}/{o}.asks'))<=now])
+    return sorted([(at, o) for o in self._others(line) if line.seen.get(o, 0)!=(at := _mtime(f'{line.dir}/{o}.asks'))<=now])     # other than it was: clocks are also put back
 
 @patch
 def _others(self:Slots, line):

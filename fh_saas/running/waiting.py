@@ -98,7 +98,8 @@ def _look(self:Waits, using, ids):
         with using() as lane:
             self._watch(using, ids, lane)
             status = lane.store.statuses(ids)
-            over = {i:lane.store.get(i) for i in ids if status.get(i, FINAL[0]) in FINAL}
+            rows = {i:lane.store.get(i) for i in ids if status.get(i, FINAL[0]) in FINAL}
+        over = {i:o for i,o in rows.items() if o is None or o['status'] in FINAL}
         self.bad.pop(using, None)
     except Exception as e: over = self._failed(using, ids, e)
     for i,o in over.items():

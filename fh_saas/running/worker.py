@@ -601,6 +601,7 @@ def _tend(self:Worker, lane, beat=False, must=False):
     if lane.closed:
         with self._lock: self.lanes = [o for o in self.lanes if o is not lane]
         return
+    if lane.writes_only and not lane.users and not lane.maker and self.drop(lane): return      # its manager was closed before all was written
     if lane.pause_until>time.monotonic():
         if must: self.owed.add(lane)
         return

@@ -203,9 +203,12 @@ def insert_unique(
 
 def _insert_held(c, store, jobs, now):
     free_keys(c, [o.unique_key for o in jobs if o.unique_key], now)
-    store.insert_into(c, jobs)
-    ids,first = holders(c, jobs),{}
-    for o,i in zip(jobs, ids): first.setdefault(o.unique_key, i)     # it held the key, and ended at once with a parent that had failed
+    todo = jobs
+    while todo:
+        store.insert_into(c, todo)
+        ids,first = holders(c, jobs),{}
+        for o,i in zip(jobs, ids): i and first.setdefault(o.unique_key, i)     # it held the key, and ended at once with a parent that had failed
+        todo = [o for o,i in zip(jobs, ids) if not i and o.unique_key not in first]     # on a server, who held the key may have let go of it just now
     return [i or first[o.unique_key] for o,i in zip(jobs, ids)]
 
 # %% ../../nbs/store/08_controls.ipynb #72d928cc

@@ -14,6 +14,7 @@ from . import bulk as _bulk
 from . import controls as _controls
 from . import flow as _flow
 from . import retention as _retention
+from . import sealed as _sealed
 from . import sqlite as _sqlite
 from .base import Claim, DUE, NewJob, PARKED
 from .notes import SqliteStore
@@ -26,6 +27,7 @@ locks.update({_flow._OVER:'flow', _controls._COUNTS:'limits', _controls._COUNT_T
               _controls._FORGET:'limits', _sqlite._COUNT:'limits'})
 
 _SHARE = 'select id from tenant_jobs where id in (select value from json_each(?)) order by id for share'
+_STANDS = "select 1 from tenant_jobs where unique_key=%s and id<>%s and status='pending' for share"
 _FIRST = """select key,value from tenant_meta where key in ('gate','controls')
     union all (select 'due','1' from tenant_jobs where ready=1 limit 1) union all (select 'named','1' from tenant_jobs where ready=1 and coalesce(queue,'')>'' limit 1)"""
 
@@ -40,7 +42,8 @@ def _with_all(sql):
 _DROP = _with_all(_retention._DROP.replace('rowid in (select cast(value as integer) from json_each(?1)) and job_type=?2 and status=?3',
     "rowid=any(array(select cast(value as integer) from json_each(?1))) and job_type||''=?2 and status||''=?3"))
 
-_instead = {_controls._FIRST:_FIRST, _retention._DROP:_DROP, _bulk._DELETE:_with_all(_bulk._DELETE), _retention._TRIGGER:'select 1', 'pragma auto_vacuum':'select 0'}
+_instead = {_controls._FIRST:_FIRST, _retention._DROP:_DROP, _bulk._DELETE:_with_all(_bulk._DELETE), _retention._TRIGGER:'select 1', 'pragma auto_vacuum':'select 0',
+            _sealed._LEFT:_sealed._LEFT+' for update'}
 
 # %% ../../nbs/store/22_postgres.ipynb #0c4be614
 class PgStoreConn(PgConn):
@@ -52,6 +55,7 @@ class PgStoreConn(PgConn):
         "Run a statement, or what PostgreSQL needs in its place"
         if sql is _controls._FIRST and self.first is not None: return self.first
         if sql is _flow._MISSING: PgConn.execute(self, _SHARE, args)
+        if sql is _controls._WHOSE and self.in_transaction: self.post(_STANDS, args[::-1])
         return PgConn.execute(self, _instead.get(sql, sql), args)
 
 class PgStore(PgFile, SqliteStore):

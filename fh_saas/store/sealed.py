@@ -12,6 +12,7 @@ from functools import cache
 from ..keys import Keys, veil
 from ..payload import SEALED, CannotOpen
 from .base import StoreError
+from .controls import holder
 from .notes import SqliteStore
 
 # %% ../../nbs/store/12_sealed.ipynb #f1a18dde
@@ -143,6 +144,7 @@ def reseal(
         for row,id,key,*old in rows:
             new = [_anew(store, k, v) for k,v in zip(_HOW, old)]
             veiled = store.veiled(key) if key and key[2:3]!='~' and not key.startswith('t:cron ') else key
+            if veiled!=key and holder(c, veiled): veiled = None
             if new!=old or veiled!=key: n += 1; c.execute(_REWRITE, (veiled, *new, row))
             for name,v in c.execute('select name,result from tenant_job_steps where job=?', (id,)).fetchall():
                 if (s := _anew(store, 'result', v))!=v: c.execute('update tenant_job_steps set result=? where job=? and name=?', (s, id, name))

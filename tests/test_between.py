@@ -1,0 +1,156 @@
+"What somebody else does between two lines of ours: the other's deed is done there, in the same thread, so that each test ends one way"
+import threading
+
+import pytest
+from fh_saas.store.base import StoreBusy, _T
+from fh_saas.running import waiting
+from fh_saas.utils_bgtsk import Discard
+from util import both, done, on_server, until
+
+stores = both
+
+def once(monkeypatch, owner, name, before=None, after=None):
+    "Have something done before or after the next call of a method, once"
+    was = getattr(owner, name)
+    def f(*a, **kw):
+        monkeypatch.setattr(owner, name, was)
+        if before: before()
+        got = was(*a, **kw)
+        if after: after()
+        return got
+    monkeypatch.setattr(owner, name, f)
+
+def add(a, b=1): return a+b
+def rated(): return 1
+def no(): raise Discard('no')
+
+# --- by hand
+
+def test_by_hand_while_the_start_cannot_be_counted(t, monkeypatch):
+    "A job was claimed by hand, and then the database was locked: it goes back, and does not run for ever"
+    m = t.look(tasks=[rated])
+    m.task(rated, name='rated', rate=(5, 60))
+    id,bg = m.submit('x', rated)
+    def locked(*a): raise StoreBusy('locked')
+    monkeypatch.setattr(m._lane.limits, '_started', locked)
+    with pytest.raises(StoreBusy): bg.func(*bg.args)
+    monkeypatch.undo()
+    assert m.run_due()==1 and m.get_job(id).status=='completed'
+
+# --- wait
+
+def test_retried_while_somebody_looks(t, monkeypatch):
+    "A failed job that is retried just then has not ended for those who wait: not even with an odd error"
+    m = t.look(tasks=[no])
+    id,_ = m.submit('x', no)
+    m.run_due()
+    got,store = [],m._lane.store
+    once(monkeypatch, store, 'get', before=lambda: m.retry(id))
+    w = waiting.Waits()
+    w.by = {m._using:{id:waiting._Wait()}}
+    w.by[m._using][id].fs.append(got.append)
+    w._look(m._using, [id])
+    assert not got and m.get_job(id).status=='pending'
+    m.run_due()
+    w._look(m._using, [id])
+    assert [o['status'] for o in got]==['failed']
+
+# --- one transaction, and others beside it
+
+def keys():
+    pytest.importorskip('cryptography', reason='comes with the extra `crypto`')
+    from fh_saas.keys import new_key
+    return [new_key(), new_key()]
+
+def claims(store, who='w'):
+    "What a worker elsewhere claims at this moment; None where it waits for a lock"
+    try:
+        with store.turning(.2): return [o.id for o in store.claim(who, store.now(), 10, _T(59))]
+    except StoreBusy: return None
+
+def test_who_holds_a_key_waits_for_the_rows(t):
+    "The job that stands for one submitted in a transaction begins only once its rows are there; else nobody would see to them"
+    m = t.look()
+    a,_ = m.options(unique='k').submit('x', add, a=1)
+    with m.transaction():
+        b,bg = m.options(unique='k').submit('x', add, a=1)
+        assert (b,bg.created)==(a,False) and not claims(m._lane.store)
+    assert claims(m._lane.store)==[a]
+
+def test_who_held_a_key_begins_just_then(t, monkeypatch):
+    "Where that job begins before its key is seen, under a key for what is pending, the new one is a job of its own, and not none"
+    from fh_saas.store import controls
+    m = t.look()
+    a,_ = m.options(unique='k', unique_for='pending').submit('x', add, a=1)
+    with m.transaction():
+        once(monkeypatch, controls, 'holders', before=lambda: claims(m._lane.store))
+        b,bg = m.options(unique='k', unique_for='pending').submit('x', add, a=1)
+    assert b and (bg.created, m.get_job(a).status)==((True, 'running') if b!=a else (False, 'pending')) and m.get_job(b).status=='pending'
+
+def test_an_end_while_all_is_sealed_anew(t, monkeypatch):
+    "What a job returned in its own transaction just when its row was sealed anew is not lost"
+    from fh_saas.store import sealed
+    ks = keys()
+    m = t.look(keys=ks[1:])
+    id,_ = m.submit('x', add, a=1)
+    m.close()
+    m = t.look(keys=ks)
+    store,ends = m._lane.store,[]
+    with store.writing(): c = store.claim_one('w', store.now(), id, _T(59))
+    def end():
+        "Write the end on a connection of its own, as `job.transaction()` does"
+        try: conn = store.private(.2)
+        except StoreBusy: return
+        try:
+            ends.append(not store.on(conn).complete([('"kept"', _T(1), _T(2), *c[:3])]))
+            store.commit(conn)
+        except StoreBusy: ends.pop()
+        except Exception as e: assert on_server(t) and 'timeout' in str(e)
+        finally: conn.close()
+    once(monkeypatch, sealed, '_anew', before=end)
+    assert m.reseal()==1
+    if not ends: end()
+    assert ends==[True] and (m.get_job(id).status,m.get_job(id).result)==('completed','"kept"')
+
+def test_keys_of_before_and_after_sealing(t):
+    "A job under a plain key and one under the same key sealed wait both: to seal the first is no error, and it lets go of its key"
+    m = t.look()
+    a,_ = m.options(unique='k').submit('x', add, a=1)
+    m.close()
+    m = t.look(keys=keys())
+    b,_ = m.options(unique='k').submit('x', add, a=1)
+    assert m.reseal()>=1 and m.get_job(a).unique_key is None
+    assert m.options(unique='k').submit('x', add, a=1)[0]==b and m.run_due()==2
+
+# --- leases and ends
+
+def test_a_long_job_by_hand_keeps_its_lease(t):
+    "A script without a worker holds its job for as long as it takes, and no other machine takes it"
+    m = t.look()
+    store,lane = m._lane.store,m._lane
+    lane.lease_s = 9.
+    def by_hand():
+        (_,lease), = store.owners()
+        if on_server(t): until(lambda: store.owners()[0][1]>lease, 20)
+    m.task(by_hand, name='by_hand')
+    id,bg = m.submit('x', by_hand)
+    bg.func(*bg.args)
+    assert m.get_job(id).status=='completed'
+    assert not [o for o in threading.enumerate() if o.name=='fh_saas-lease']
+
+def test_closed_while_the_database_is_locked(t, monkeypatch):
+    "The end of a job that cannot be written as its manager is closed is written later, and not left to run for ever under a process that lives"
+    m = t.mgr()
+    store,lane = m._lane.store,m._lane
+    go = threading.Event()
+    def waits(): return go.wait(30)
+    m.task(waits, name='waits')
+    id,_ = m.options(delay=0).submit('x', waits)
+    until(lambda: m.get_job(id).status=='running')
+    def locked(*a, **kw): raise StoreBusy('locked')
+    monkeypatch.setattr(store, 'turning', locked)
+    go.set()
+    until(lambda: lane.acks)
+    m.close()
+    monkeypatch.undo()
+    assert done(t.look(), id, 20).result=='true'
