@@ -413,7 +413,8 @@ def _flush(self:Tenants):
     self._marked,marks = time.monotonic(),self._pool.marks
     if marks:
         self._pool.marks = {}
-        self._registry.copy_marks([(n, id) for id,n in marks.items()])
+        try: self._registry.copy_marks([(n, id) for id,n in marks.items()])
+        except StoreError: self._pool.marks = marks|self._pool.marks; raise
 
 @patch
 def _trouble(self:Tenants, e, why):
@@ -426,7 +427,7 @@ def _trouble(self:Tenants, e, why):
 @patch
 def _clear_up(self:Tenants):
     "Finish or undo what dead processes were at"
-    if recover(self._registry, self._here.alive, self._here.owner): self._changed()
+    if recover(self._registry, self._here.alive, self._here.owner, blind=not self._here.locks): self._changed()
     remove_left(self._registry)
 
 # %% ../nbs/22_tenants.ipynb #d1052fdd

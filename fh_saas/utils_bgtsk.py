@@ -28,7 +28,7 @@ from .ids import from_iso, to_iso
 from .keys import Keys, as_keys
 from .running.databases import check_database, is_usual, lane_of
 from .running.lane import Attempt, generation
-from .running.maintenance import look_in, mend
+from .running.maintenance import look_in, mend, renewed
 from .options import _whole, check_options, check_tries, instant, put_options, text
 from .payload import dump_kwargs
 from .redact import Redactor, as_redactor
@@ -491,9 +491,13 @@ def _over(self:BackgroundTaskManager, job_id):
 def _write_end(self:BackgroundTaskManager, lane):
     with lane.turning: lane.turn(0)
     if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
-    if lane.acks:                                      # not written yet: keep trying, whether or not this process runs jobs
-        lane.writes_only = lane.server is None and not self.worker
-        _w.worker(self.threads, self.async_jobs, self.drain_s).serve(lane)
+    if lane.acks or lane.back: self._write_later(lane, lane.server is None and not self.worker)
+
+@patch
+def _write_later(self:BackgroundTaskManager, lane, writes_only=True):
+    "Not written yet: have the worker keep trying, whether or not this process runs jobs"
+    lane.writes_only = writes_only
+    _w.worker(self.threads, self.async_jobs, self.drain_s).serve(lane)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #9ba9004c
 @patch
@@ -527,7 +531,7 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     try:
         lane.start(a)
         began = _clock.monotonic()
-        with self._in_time(a): out = run_attempt(a)
+        with self._in_time(a), renewed(lane): out = run_attempt(a)
         if a.token is None or _w._mine(a): lane.end(a, out, _clock.monotonic()-began); self._write_end(lane)
     finally: lane.byhand.discard(a)
 
@@ -542,14 +546,21 @@ def _execute_with_retry(self:BackgroundTaskManager,
     with self._using() as lane:
         with lane.store.writing(): c = None if lane.store.is_shut() else lane.store.claim_one(lane.owner, lane.now(), job_id, lane.lease())
         if c is None: return
-        t = lane.known.of(task_func, lane.owner)[0] if task_func else lane.known.resolve(c.task, c.id)
-        if t is None:
-            with lane.store.writing(): lane.store.park([c])
-            if listening(): events.returned(lane, 'job.parked', [c])
-            return
-        lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
-        if t.limit_all or t.rate: lane.limits.by_hand(c, t)
-        self._attempt(lane, a)
+        try: a = self._by_hand(lane, c, task_func)
+        except BaseException: lane.back.append(c); self._write_end(lane); raise
+        if a: self._attempt(lane, a)
+
+@patch
+def _by_hand(self:BackgroundTaskManager, lane, c, func):
+    "The attempt for a claim; None where nobody knows its task, and it is parked"
+    t = lane.known.of(func, lane.owner)[0] if func else lane.known.resolve(c.task, c.id)
+    if t is None:
+        with lane.store.writing(): lane.store.park([c])
+        if listening(): events.returned(lane, 'job.parked', [c])
+        return
+    lane.hand[c.id] = a = Attempt(c, t, lane, _clock.monotonic())
+    if t.limit_all or t.rate: lane.limits.by_hand(c, t)
+    return a
 
 # %% ../nbs/20_utils_bgtsk.ipynb #be13f466
 class JobNotFound(KeyError):
@@ -1192,4 +1203,5 @@ def close(self:BackgroundTaskManager):
     if lane.closed or any(not o.closed for o in lane.users): return
     if (w := _w._worker) and lane in w.lanes: w.leave([lane], self.drain_s)
     _w._until(lambda: not lane.byhand, self.drain_s)
+    if lane.acks or lane.back: return self._write_later(lane)
     lane.close()
