@@ -40,7 +40,7 @@ from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
 from .tasks import Known, Tasks, register, shared
 from .telemetry import emit, log
-from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _failed, _widths, _job, _on_signals
+from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _failed, _widths, _job, _on_signals, _until_told
 from pathlib import Path
 from typing import Callable
 
@@ -955,7 +955,7 @@ def run(self:Tenants,
     self._become_worker(threads, async_jobs)
     with _on_signals(lambda *_: stop.set()):
         w = self._serve()
-        stop.wait()
+        _until_told(stop)
     w.stop(self.drain_s)
     self.close()
 
