@@ -66,7 +66,7 @@ def _run(ms, queues):
         sys.setswitchinterval(.0005)          # a job of another tenant must not wait 5 ms for the interpreter
         for m in ms: w = m._serve()
         click.echo(f'fh_saas worker: {w.threads} threads, {w.async_jobs} async jobs, serving {", ".join(map(repr, ms))}')
-        while True: time.sleep(3600)
+        while True: time.sleep(1)             # a signal that another thread was given is seen to then
     except StoreError as e: raise click.ClickException(str(e)) from None
     except KeyboardInterrupt: pass
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

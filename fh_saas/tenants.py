@@ -40,7 +40,7 @@ from .store.sqlite import SqliteStore
 from .store.sqlite_file import is_behind
 from .tasks import Known, Tasks, register, shared
 from .telemetry import emit, log
-from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _failed, _widths, _job, _on_signals
+from .utils_bgtsk import BackgroundTaskManager, Lifespan, _check_options, _failed, _widths, _job, _on_signals, _until_told
 from pathlib import Path
 from typing import Callable
 
@@ -127,7 +127,7 @@ class Tenant:
     def __init__(self,
         tenants:'Tenants', # Where it is
         id:str, # Its id
-    ): self.tenants,self.id = tenants,id
+    ): self.tenants,self.id,self._asked = tenants,id,None
     def __repr__(self): return f'Tenant({self.id!r})'
 
 @patch(as_prop=True)
@@ -150,6 +150,8 @@ def path(self:Tenant)->str:
 @patch
 def _heed(self:Tenant):
     "Take up what has changed about it. Raises `KeyError` if the tenant is gone"
+    at,self._asked = self._asked,None
+    if at and time.monotonic()-at<.05: return           # once, for `tenants[id].jobs`: it has just been asked
     if self.row.seq>self.tenants._seq: self.tenants._refresh()
 
 @patch(as_prop=True)
@@ -427,7 +429,7 @@ def _trouble(self:Tenants, e, why):
 @patch
 def _clear_up(self:Tenants):
     "Finish or undo what dead processes were at"
-    if recover(self._registry, self._here.alive, self._here.owner): self._changed()
+    if recover(self._registry, self._here.alive, self._here.owner, blind=not self._here.locks): self._changed()
     remove_left(self._registry)
 
 # %% ../nbs/22_tenants.ipynb #d1052fdd
@@ -468,6 +470,7 @@ def __getitem__(self:Tenants,
     "The tenant of this id, as in `tenants['acme']`. Raises `KeyError` if there is none"
     t = Tenant(self, id if isinstance(id, str) else str(id))
     t._heed()
+    t._asked = time.monotonic()
     return t
 
 @patch
@@ -952,7 +955,7 @@ def run(self:Tenants,
     self._become_worker(threads, async_jobs)
     with _on_signals(lambda *_: stop.set()):
         w = self._serve()
-        stop.wait()
+        _until_told(stop)
     w.stop(self.drain_s)
     self.close()
 

@@ -375,7 +375,7 @@ def test_several_threads_submit_flows(t):
 def test_killed_in_the_middle_of_a_group(t):
     "Of 200 jobs some are done, some run, some wait when the process is killed; the callback runs once, after all"
     m = t.look()
-    f = group(m, [call('n', work.nap, 50, folder=str(t.dir), s=.002, name=i).options(backoff=.05) for i in range(200)], then=call('z', work.quick, folder=str(t.dir), name='z'))
+    f = group(m, [call('n', work.nap, 50, folder=str(t.dir), s=.002, name=i) for i in range(200)], then=call('z', work.quick, folder=str(t.dir), name='z'))
     code = "m = mgr(tasks=[quick,nap]); out('up'); m.run()"
     for n in (20, 60, 120):
         with process(t, code) as p:

@@ -114,6 +114,29 @@ Worker.start = start
 m.run()
 out('ended')''')
 
+RUNS = dict(
+    manager="m = mgr(tasks=[quick], worker=False); begins(); m.run()",
+    tenants="from fh_saas.tenants import Tenants; ts = Tenants(folder, worker=False, tasks=[quick]); begins(); ts.run()",
+    cli="m = mgr(tasks=[quick], worker=False); sys.modules['app'] = sys.modules['__main__']; sys.argv = ['fh_saas', 'worker', 'app:m']; from fh_saas.cli import main; begins(); main()")
+
+@pytest.mark.parametrize('how', RUNS)
+def test_told_to_end_by_another_thread(t, how):
+    "The system gives a signal to any thread, seldom to the main one where the process was frozen and let go again; only that one can see to it, and nothing wakes it"
+    code = """
+def tells():
+    "Once the main thread waits for what may come"
+    at,n = None,0
+    while n<40:
+        f = sys._current_frames()[threading.main_thread().ident]
+        at,n = (f.f_code, f.f_lasti),n+1 if at==(f.f_code, f.f_lasti) else 0
+        time.sleep(.005)
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+def begins(): threading.Thread(target=tells, daemon=True).start()
+"""+RUNS[how]
+    with process(t, code) as p:
+        p.communicate(timeout=30)
+        assert p.returncode==0
+
 # --- forks
 
 FORK = '''

@@ -5,7 +5,7 @@ from contextlib import suppress
 import pytest, work
 from fh_saas import tenants as tn
 from fh_saas.rollout import Rollout
-from fh_saas.running import moving as mv
+from fh_saas.running import moving as mv, presence as presence_of
 from fh_saas.running.check_in import check_in
 from fh_saas.running.moving import TenantBusy, give_back, take
 from fh_saas.running.presence import Presence
@@ -357,3 +357,15 @@ def test_who_asks_for_a_slot_after_the_clock_was_put_back(tmp_path, monkeypatch)
         assert a._asker(a.lines['k'])==here[1].owner and got
     finally:
         for o in here: o.close()
+
+def test_without_file_locks_a_living_process_is_not_taken_for_dead(h, monkeypatch):
+    "Where it cannot be known who lives, what somebody has begun a moment ago is left to him"
+    monkeypatch.setattr(presence_of, 'fcntl', None)
+    other = Presence(h.dir/'data')
+    ts = h.many(1)
+    try:
+        assert ts._here.alive(other.owner) is None
+        take(ts.registry, 't000', 'deleting', other.owner)
+        ts._clear_up()
+        assert ts['t000'].status=='deleting'
+    finally: other.close()

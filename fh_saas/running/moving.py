@@ -240,9 +240,9 @@ def _in_hand(registry):
     for k in {o for o in _absent if o[0]==registry.path}-{_key(registry, o) for o in rows}: _absent.pop(k, None)
     return rows
 
-def _lives(registry, row, alive, mono):
+def _lives(registry, row, alive, mono, blind):
     "Whether the one who moves or deletes it does so still"
-    if (yes := alive(row.operator)) is not None or not registry.remote: return yes
+    if (yes := alive(row.operator)) is not None or not (registry.remote or blind): return yes
     return mono()-_absent.setdefault(_key(registry, row), mono())<ABSENT_S
 
 # %% ../../nbs/running/32_moving.ipynb #8b6e4e4c
@@ -251,11 +251,12 @@ def recover(
     alive:Callable, # Whether the process with this owner id lives; None or False for no
     me:str=None, # This process's owner id; what it began and does not do any more is seen to as well
     mono:Callable=time.monotonic, # Seconds that only grow
+    blind:bool=False, # Whether file locks do not work here, so that of no process it is known whether it lives
 )->list: # Ids of tenants that were seen to
     "Finish or undo what dead processes were at"
     out = []
     for row in _in_hand(registry):
-        if (registry.path, row.id) in _busy or row.operator and row.operator!=me and _lives(registry, row, alive, mono): continue
+        if (registry.path, row.id) in _busy or row.operator and row.operator!=me and _lives(registry, row, alive, mono, blind): continue
         if row.status=='moving' and not row.moving_to: continue           # it is the other registry's to finish
         try:
             if row.status=='moving' and _on_its_way(registry, row): continue

@@ -49,7 +49,7 @@ def _open_run(self:Presence):
     own = os.open(new, os.O_RDWR)                # a description of its own: a mapping keeps its description, and so its lock,
     self._map = mmap.mmap(own, _SLOT.size*_NSLOTS)   # alive in every forked child
     os.close(own)
-    self._try_lock(self._fd, exclusive=True)
+    self.locks = bool(self._try_lock(self._fd, exclusive=True))       # whether a crash shows
     if new!=self.path: os.rename(new, self.path)
 
 @patch
