@@ -1162,6 +1162,9 @@ def _become_worker(self:BackgroundTaskManager, threads, async_jobs):
     "What `fh_saas worker` asks for: run jobs here, and hold none for a BackgroundTask that nobody will call"
     self.worker,self.handoff,self.threads,self.async_jobs = True,0,threads or self.threads,async_jobs or self.async_jobs
 
+def _until_told(stop):
+    while not stop.wait(1.): pass
+
 @patch
 def run(self:BackgroundTaskManager,
     threads:int=None, # Sync tasks that run at the same time; None for the manager's own number
@@ -1174,7 +1177,7 @@ def run(self:BackgroundTaskManager,
         w = _w.worker(threads or self.threads, async_jobs or self.async_jobs, self.drain_s)
         self._lane.writes_only = False
         w.serve(self._lane)
-        stop.wait()
+        _until_told(stop)
     w.stop(self.drain_s)
 
 # %% ../nbs/20_utils_bgtsk.ipynb #ab81de3b

@@ -331,6 +331,16 @@ def _rows(self:PgStore, sql, args):
         return [dict(zip(got.cols, o)) for o in got]
     return self._patiently(ask)
 
+# %% ../../nbs/store/22_postgres.ipynb #3268ccea
+@patch
+def reach(self:PgStore)->tuple: # (how to connect, with the password; the schema)
+    "What another process of this machine needs to open the same tables. Raises `StoreError`"
+    if not hasattr(self, '_reach'):
+        with self._short() as c:
+            schema = self.schema or c.raw.execute('select current_schema()').fetchone()[0]
+            self._reach = psycopg.conninfo.make_conninfo(**c.raw.info.get_parameters()|dict(password=c.raw.info.password or None)),schema
+    return self._reach
+
 # %% ../../nbs/store/22_postgres.ipynb #22702a93
 _TRACES = 'tenant_jobs','tenant_job_steps','tenant_job_parents','tenant_starts'
 
