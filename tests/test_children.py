@@ -9,7 +9,10 @@ from fh_saas.store.base import NewJob
 from fh_saas.tasks import task
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
-from util import all_done, done, end, env, process, said, stop_worker, until
+from util import all_done, both, ddl, done, end, env, home, on_server, process, said, stop_worker, until
+
+stores = both
+of_processes = pytest.mark.on_sqlite('about processes, whatever the database')
 
 def ours():
     "Processes that this one has started, without the one that watches the session's PostgreSQL"
@@ -39,6 +42,7 @@ def test_result_and_exception(t):
 
 @pytest.mark.parametrize('kind,says', dict(segv='was killed by SIGSEGV (11)', abort='was killed by SIGABRT (6)', exit='exited with status 3',
                                            kill='was killed by SIGKILL (9), perhaps by the kernel for lack of memory').items())
+@of_processes
 def test_a_child_that_dies_is_a_failed_attempt(t, kind, says):
     "The signal or status is named, the job has had its attempt, the next one runs"
     m = t.mgr(handoff=0)
@@ -61,12 +65,14 @@ def test_a_crash_is_retried(t):
     assert (m.get_job(id).status,m.get_job(id).retry_count)==('completed', 2)
     assert len({o[3] for o in t.log('start')})==3, 'a process for each'
 
+@of_processes
 def test_by_hand(t):
     m = t.mgr(worker=False)
     id,bg = m.submit('cpu', cpu.add, a=1, b=2)
     bg.func(*bg.args, **bg.kwargs)
     assert m.get_job(id).result=='3'
 
+@of_processes
 def test_async_task(t):
     "A coroutine function runs on a loop of its own in the child"
     m = t.mgr(handoff=0)
@@ -74,12 +80,14 @@ def test_async_task(t):
     assert run(m, cpu.agate, folder=str(t.dir), name='x').result=='"x"'
     assert int(t.log('start')[0][3])!=os.getpid()
 
+@of_processes
 def test_prints_do_not_break_the_protocol(t, capfd):
     m = t.mgr(handoff=0)
     assert run(m, cpu.prints, text='x'*9).result=='"xxxxxxxxx"'
     o = capfd.readouterr()
     assert o.out.splitlines()==['x'*9, 'raw'] and o.err=='{"end":\n'
 
+@of_processes
 def test_big(t):
     m = t.mgr(handoff=0)
     text = 'aé"\\\n'*(2**20//10)
@@ -87,6 +95,7 @@ def test_big(t):
     assert len(j.payload)>2**19 and len(j.result)>2**19
     assert run(m, cpu.has, name='big').result=='true'
 
+@of_processes
 def test_many_on_two_threads(t):
     "Never more processes than threads, and they are used again"
     m = t.mgr(threads=2)
@@ -99,6 +108,7 @@ def test_many_on_two_threads(t):
     until(over)
     assert most<=2 and len({o.result for o in m.list_jobs()})<=2
 
+@of_processes
 def test_mixed_with_other_tasks(t):
     "A thread that waits for a child keeps no other thread from work"
     m = t.mgr(threads=2, handoff=0)
@@ -108,6 +118,7 @@ def test_mixed_with_other_tasks(t):
     t.go()
     done(m, a)
 
+@of_processes
 def test_max_jobs(t):
     m = t.mgr(worker=False)
     for _ in range(5): m.submit('cpu', cpu.twice)
@@ -115,6 +126,7 @@ def test_max_jobs(t):
     pids = [o.result for o in m.list_jobs()]
     assert len(set(pids))==3 and pids[0]!=pids[1]==pids[2]!=pids[3]==pids[4]
 
+@of_processes
 def test_max_rss(t):
     m = t.mgr(worker=False)
     for mb in (1, 1, 250, 1): m.submit('cpu', cpu.hoard, mb=mb)
@@ -122,6 +134,7 @@ def test_max_rss(t):
     d,c,b,a = [o.result for o in m.list_jobs()]
     assert a==b==c!=d
 
+@of_processes
 def test_tasks_that_are_listed(t):
     "`tasks=[f]` keeps what `@task(process=True)` has said, also under another name"
     assert run(t.mgr(handoff=0, tasks=[cpu.me]), cpu.me).result!=str(os.getpid())
@@ -137,6 +150,7 @@ def test_bad_registration():
     with pytest.raises(TypeError, match='max_rss'): task(process=True, max_rss='1G')(cpu.big)
     with pytest.raises(TypeError, match='process'): task(process='yes')(cpu.big)
 
+@of_processes
 def test_what_the_child_cannot_import(t, monkeypatch):
     "A module that cannot be imported there, or has lost the function, is a failed attempt that says so; so is a broken start"
     m = t.mgr(worker=False)
@@ -182,6 +196,7 @@ def test_a_task_of_the_script(t, how):
     o = subprocess.run([sys.executable, *how, str(t.path)], cwd=t.dir/'p', env=env(T=str(t.path)), capture_output=True, text=True, timeout=30)
     assert o.stdout.splitlines()==['top __main__', 'top my_app', '[42,"my_app",false] my_app:double None'], o.stderr
 
+@of_processes
 def test_descriptors(t):
     "A child holds neither the lock nor the doorbell nor the database of its parent"
     j = run(t.mgr(handoff=0), cpu.fds)
@@ -195,6 +210,7 @@ def started(t, m, f, **kw):
     until(lambda: t.log('start'))
     return id,m._lane.hand[id]
 
+@of_processes
 @pytest.mark.parametrize('f,broken', [(cpu.gate, 'Cancelled'), (cpu.agate, 'CancelledError')])
 def test_kill_asks_first(t, f, broken):
     "The task is told by an exception, and may clean up; the attempt costs nothing unless somebody says what it means"
@@ -206,6 +222,7 @@ def test_kill_asks_first(t, f, broken):
     t.go()
     assert done(m, id).retry_count==0 and len(t.log('start'))==2
 
+@of_processes
 def test_kill_forces(t):
     "A task deep in C code is killed, and with it what it has started; 0 forces at once"
     m = t.mgr(handoff=0)
@@ -215,6 +232,7 @@ def test_kill_forces(t):
     assert done(m, id).retry_count==0
     for pid in t.log('start')[0][3:]: until(lambda: gone(pid))
 
+@of_processes
 def test_sigterm_from_elsewhere_is_passed_over(t):
     m = t.mgr(handoff=0)
     id,a = started(t, m, cpu.gate)
@@ -222,6 +240,7 @@ def test_sigterm_from_elsewhere_is_passed_over(t):
     t.go()
     assert done(m, id).retry_count==0 and len(t.log('start'))==1
 
+@of_processes
 def test_a_late_kill_does_not_hit_the_next_job(t):
     m = t.mgr(handoff=0)
     id,a = started(t, m, cpu.gate, name='a')
@@ -232,12 +251,14 @@ def test_a_late_kill_does_not_hit_the_next_job(t):
     pid = children.idle[0].proc.pid
     assert run(m, cpu.me).result==str(pid)
 
+@of_processes
 def test_a_forked_copy_hides_no_death(t):
     "The parent sees its child's end though something that was forked from it lives on; that goes as well"
     j = run(t.mgr(handoff=0), cpu.forks, status='failed', folder=str(t.dir))
     assert j.error_log=='Its process exited with status 4'
     until(lambda: gone(t.log('forked')[0][2]))
 
+@of_processes
 def test_cancelled(t):
     m = t.mgr(handoff=0)
     id,a = started(t, m, cpu.gate)
@@ -246,6 +267,7 @@ def test_cancelled(t):
     assert j.error_log.startswith('Cancelled while it ran\n') and f'Cancelled: job {id} is to end: cancelled' in j.error_log and j.retry_count==0
     assert t.log('broken')[0][-1]=='Cancelled'
 
+@of_processes
 def test_cancelled_before_its_child_was_there(t, monkeypatch):
     "A job that is cancelled while its child is being made does not begin"
     made,go,spawn = threading.Event(),threading.Event(),Child._spawn
@@ -258,6 +280,7 @@ def test_cancelled_before_its_child_was_there(t, monkeypatch):
     go.set()
     assert done(m, id, status='cancelled').error_log=='Cancelled while it ran' and not t.log()
 
+@of_processes
 @pytest.mark.parametrize('f', [cpu.gate, cpu.greedy])
 def test_timed_out(t, f, monkeypatch):
     monkeypatch.setattr(Handle.kill, '__defaults__', (.5 if f is cpu.greedy else 30.,))
@@ -274,6 +297,7 @@ def test_timed_out(t, f, monkeypatch):
 
 # --- what a task says of its attempt and its job
 
+@of_processes
 def test_what_an_exception_means(t):
     "Snooze, Discard, RetryIn and the task's policy hold in a child as elsewhere"
     now = [1e9]
@@ -316,10 +340,10 @@ def test_a_step_outlives_the_parent(t):
 @pytest.mark.parametrize('then', ['return', 'crash'])
 def test_transaction(t, then, caplog):
     "P4 in a child: rows, children and the completion are one commit, whatever happens to the process after it"
-    t.db().execute('create table bookings(n int)')
+    ddl(t.db(), 'create table bookings(n int)')
     m = t.mgr(handoff=0)
     t.go()
-    id = m.submit('cpu', cpu.books, folder=str(t.dir), then=then)[0]
+    id = m.submit('cpu', cpu.books, folder=str(t.dir), path=str(t.path), then=then)[0]
     j = done(m, id)
     assert (j.result,j.retry_count,j.error_log)==('"booked"', 0, None)
     all_done(m, 2)
@@ -328,15 +352,15 @@ def test_transaction(t, then, caplog):
     assert ('refused' in caplog.text)==(then=='crash')
 
 def test_transaction_that_fails(t):
-    t.db().execute('create table bookings(n int)')
+    ddl(t.db(), 'create table bookings(n int)')
     m = t.mgr(worker=False)
-    j = run_one(m, cpu.books, folder=str(t.dir), fail=True)
+    j = run_one(m, cpu.books, folder=str(t.dir), path=str(t.path), fail=True)
     assert j.status=='failed' and 'not booked' in j.error_log and not t.dbs[0].q('select * from bookings') and len(m.list_jobs())==1
 
 def test_transaction_and_a_killed_parent(t):
     "kill -9 of the parent after the commit: the job stays completed and does not run again"
-    t.db().execute('create table bookings(n int)')
-    with process(t, HOLD.replace('name=o', "then='hold'"), 'books') as p:
+    ddl(t.db(), 'create table bookings(n int)')
+    with process(t, HOLD.replace('name=o', "then='hold', path=path"), 'books') as p:
         until(lambda: t.log('booked'))
         p.kill(); p.wait()
     t.go()
@@ -344,14 +368,15 @@ def test_transaction_and_a_killed_parent(t):
     all_done(m, 2)
     assert len(t.log('booked'))==1 and [o['n'] for o in t.dbs[0].q('select n from bookings')]==[1]
 
-def test_context_of_a_tenant(tmp_path):
-    ts = Tenants(tmp_path/'tenants')
+def test_context_of_a_tenant(t):
+    ts = Tenants(home(t))
     ts.create('acme')
     id,_ = ts['acme'].jobs.submit('cpu', cpu.tells)
     assert json.loads(ts['acme'].jobs.wait(id, 20).result)==['acme', id]
     ts.close()
-    assert not [o for o in (tmp_path/'tenants').rglob('.fh_saas') if o.parent!=tmp_path/'tenants'], 'no folder of its own beside the file'
+    assert on_server(t) or not [o for o in home(t).rglob('.fh_saas') if o.parent!=home(t)], 'no folder of its own beside the file'
 
+@of_processes
 def test_memory_database(t):
     "Its jobs run in children, but no child can reach it"
     db = database(':memory:')
@@ -370,6 +395,7 @@ def test_submit_from_a_child(t):
 
 # --- shutdown and crashes of the parent
 
+@of_processes
 def test_shutdown_waits_for_the_grace(t):
     m = t.mgr(handoff=0)
     id,a = started(t, m, cpu.gate)
@@ -430,6 +456,7 @@ def test_two_processes(t):
         for o in (p, q): assert end(o, signal.SIGTERM) in (0, -15, 143)
         assert all(gone(o) for k in kids for o in k)
 
+@of_processes
 def test_no_room_for_a_process(t, monkeypatch):
     "A child that cannot be made is a failed attempt"
     monkeypatch.setattr(Child, '_spawn', lambda *a: (_ for _ in ()).throw(BlockingIOError(11, 'Resource temporarily unavailable')))

@@ -38,7 +38,6 @@ def in_tables(url, word):
 @pytest.mark.parametrize('task', [private.greet, private.refuse, private.notes, private.far], ids=lambda o:o.__name__)
 def test_no_word_of_it_in_any_file(t, task):
     "Arguments, results, errors, logs, progress, cursor and steps, of tasks in threads and in processes of their own; and all of it is read as ever"
-    if on_server(t) and task is private.far: pytest.skip('a task in a process of its own cannot reach a server yet')
     m = t.mgr(keys=[KEY])
     j = m.wait(m.submit('t', task, 1, mail=MAIL)[0], 60)
     m.options(delay=3600).submit('t', task, mail=MAIL)
@@ -230,7 +229,6 @@ def test_secrets_in_errors_are_not_stored(t):
     for o in j.error_log,j.log,j.progress,j.attempts: assert '[redacted]' in o and 'hunter2' not in o and 'DE02' not in o
     assert len(heard)>3 and 'hunter2' not in repr(heard) and j.status=='failed' and 'hunter2' in j.payload
 
-@pytest.mark.on_sqlite('a task in a process of its own cannot reach a server yet')
 def test_redacted_in_a_process_of_its_own(t):
     m = t.mgr(redact=['anna@example.com'], tasks=[private.far])
     j = m.wait(m.submit('t', private.far, mail='anna@example.com = x')[0], 60)

@@ -13,6 +13,7 @@ from .executor import call, failed
 from ..store.base import Claim
 from ..tasks import Task, in_process, lookup
 from collections import deque
+from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
 from queue import SimpleQueue
 from typing import Callable
@@ -109,7 +110,7 @@ class Stand:
         task:Task, # What it runs
         claim:Claim, # The job in hand
         began:str=None, # When it began, as `to_iso` gives it
-        place:tuple=None, # (path of the database, folder of its presence, tenant, and where there are such its keys and patterns to redact); None for `:memory:`
+        place:tuple=None, # (path of the database, or its name and what its store's `reach` gave; folder of its presence, tenant, and where there are such its keys and patterns to redact); None for `:memory:`
     ):
         self.task,self.claim,self.began,self.place,self.job,self.stop,self.over,self.claimed_at = task,claim,began,place,None,None,None,0.
         self._lane,self._over = None,threading.Event()
@@ -140,11 +141,26 @@ def _open(self:Stand):
     from fh_saas.running.presence import presence
     if not self.place: raise RuntimeError('a :memory: database exists in its own process alone, so a task with process=True has no JobContext there; use a file')
     path,folder,tenant,*guard = self.place
-    lane = open_lane(path, here=presence(folder), check=lambda store: None)     # with a check, a file that is gone is not made anew
+    here = presence(folder)
+    if isinstance(path, str): lane = open_lane(path, here=here, check=lambda store: None)     # with a check, a file that is gone is not made anew
+    else: lane = open_lane(path[0], clock=None, here=here, make=lambda: _on_server(*path[1:]))
     lane.tenant = tenant
     if guard: _guard(lane, *guard)
     threading.Thread(target=self._pace, args=(lane,), name='fh_saas-notes', daemon=True).start()
     return lane
+
+@cache
+def _server(dsn):
+    "Its connections serve the next job too"
+    from fh_saas.store.pg_registry import PgServer
+    return PgServer(dsn)
+
+def _on_server(dsn, schema):
+    "The tables of a schema, and the tenant's `Database`"
+    from fh_saas.running.databases import Fastsql
+    s = _server(dsn).store(_server(dsn).prefix+schema, 5.)
+    s.app = Fastsql(_server(dsn).database(s.path))
+    return s
 
 def _guard(lane, keys, patterns):
     "Seal and redact as the parent does"

@@ -76,7 +76,7 @@ def _place(lane):
     "Where the child finds the job's database"
     if lane.store.memory: return None
     guard = () if lane.hide is lane.store.keys is None else (lane.store.keys and lane.store.keys.texts, lane.hide and lane.hide.patterns)
-    return (lane.name, str(lane.here.dir.parent), lane.tenant, *guard)
+    return ((lane.name, *lane.store.reach()) if lane.store.remote else lane.name, str(lane.here.dir.parent), lane.tenant, *guard)
 
 @patch
 def _heard(self:Child, a, out, rss, more):

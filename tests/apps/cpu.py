@@ -126,11 +126,11 @@ def stuck_in_step(folder, name, job:JobContext): return job.step('hold', gate, f
 def tells(job:JobContext): return [job.tenant, current_job().id]
 
 @task(process=True)
-def books(folder, job:JobContext, then='return', fail=False):
+def books(folder, job:JobContext, then='return', fail=False, path=None):
     "Completes the job together with a row"
-    m = BackgroundTaskManager(opened(f'{folder}/t.db'))
+    m = BackgroundTaskManager(opened(path or f'{folder}/t.db'))
     with job.transaction() as db:
-        db.execute('insert into bookings(n) values(?)', (job.attempt,))
+        db.q(f'insert into bookings(n) values({job.attempt})')
         if fail: raise ValueError('not booked')
         m.submit('cpu', gate, folder=folder, name='child')
         job.finish('booked')
