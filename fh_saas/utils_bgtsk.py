@@ -491,7 +491,7 @@ def _over(self:BackgroundTaskManager, job_id):
 def _write_end(self:BackgroundTaskManager, lane):
     with lane.turning: lane.turn(0)
     if lane.dirty and lane.server: lane.server.kick(lane)     # somebody came while the turn was ours
-    if lane.acks or lane.back: self._write_later(lane, lane.server is None and not self.worker)
+    if (lane.acks or lane.back) and not lane.closed: self._write_later(lane, lane.server is None and not self.worker)
 
 @patch
 def _write_later(self:BackgroundTaskManager, lane, writes_only=True):
@@ -1203,5 +1203,8 @@ def close(self:BackgroundTaskManager):
     if lane.closed or any(not o.closed for o in lane.users): return
     if (w := _w._worker) and lane in w.lanes: w.leave([lane], self.drain_s)
     _w._until(lambda: not lane.byhand, self.drain_s)
+    lane.back.extend(a.claim for a in list(lane.byhand))      # what the app runs by hand goes on, and does not count
+    if lane.back:
+        with lane.turning: lane.turn(0, wait_s=1.)
     if lane.acks or lane.back: return self._write_later(lane)
     lane.close()

@@ -154,3 +154,37 @@ def test_closed_while_the_database_is_locked(t, monkeypatch):
     m.close()
     monkeypatch.undo()
     assert done(t.look(), id, 20).result=='true'
+
+def test_closed_while_a_job_runs_by_hand(t):
+    "A job that the app runs by hand, and that goes on when its manager is closed, goes back: it is not left running under a process that lives"
+    keep = t.look()
+    m = t.look(drain_s=.05)
+    began,go = threading.Event(),threading.Event()
+    def waits(): began.set(); return go.wait(30)
+    for o in (keep, m): o.task(waits, name='waits')
+    id,bg = m.submit('x', waits)
+    th = threading.Thread(target=bg.func, args=bg.args)
+    th.start()
+    assert began.wait(30)
+    keep.close(); m.close()
+    late = t.look()
+    assert late.get_job(id).status=='pending'
+    go.set(); th.join(30)
+    late.task(waits, name='waits')
+    assert late.run_due()==1 and (late.get_job(id).status,late.get_job(id).retry_count)==('completed',0)
+
+# --- flows
+
+def test_a_key_is_taken_while_a_flow_is_stored(t, monkeypatch):
+    "What waits for a job of a flow waits for the one that took its unique key at that moment, and not for a job that there is not"
+    from contextvars import Context
+    from fh_saas.flow import call, chain
+    if not on_server(t): return                # nobody else writes meanwhile
+    from fh_saas.store import postgres
+    m,other = t.look(),[]
+    def submit(): other.append(Context().run(lambda: m.options(unique='k').submit('x', add, a=1)[0]))
+    once(monkeypatch, postgres, '_put_rows', before=submit)
+    with m.transaction(): f = chain(m, call('x', add, a=1).options(unique='k'), call('y', add, a=2))
+    child = m.get_job(f.last)
+    assert f.ids[0]==other[0] and (child.parents, child.ready)==(f'["{other[0]}"]', 4)
+    assert m.run_due()==2 and m.get_job(f.last).status=='completed'

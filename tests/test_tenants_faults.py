@@ -91,7 +91,7 @@ MOVE = '''
 def go(dir, n):
     a = data(dir)['t000']; both_run(dir)
     to = %s
-    cut(n, mv.move, mv._to_copy, mv._copy, mv._name, mv._receive, mv._finish, mv._remove_left, mv._unlink)
+    cut(n, mv.move, mv._to_copy, mv._copy, mv._name, mv._receive, mv._finish, mv._let_in, mv._remove_left, mv._unlink)
     a.move(to, drain_s=0)'''
 
 def test_kill_at_each_step_of_a_move(tmp_path):

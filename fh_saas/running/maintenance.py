@@ -50,12 +50,18 @@ def release_lost(
     held = {(c.id,c.fence) for c in (*lane.back, *lane.aside)}
     lost = [c for c in lane.store.running(lane.owner) if c.id not in lane.hand and (c.id,c.fence) not in held]
     again = [c for c in lost if (c.id,c.fence) in seen]
-    if again:
-        with lane.store.writing(PATIENCE_S): lane.store.release(again)
-        if lane.limits.slots: lane.limits.let_lost(again)
-        if listening(): events.returned(lane, 'job.released', again)
-        log.warning('%s: %d claims that no thread held were given back', lane.name, len(again))
+    if again and not lane.turning.acquire(timeout=PATIENCE_S): again = []
+    elif again:
+        try: again = _give_back(lane, [c for c in again if c.id not in lane.hand])
+        finally: lane.turning.release()
     return {(c.id,c.fence) for c in lost if c not in again}
+
+def _give_back(lane, lost):
+    with lane.store.writing(PATIENCE_S): lane.store.release(lost)
+    if lane.limits.slots: lane.limits.let_lost(lost)
+    if listening(): events.returned(lane, 'job.released', lost)
+    if lost: log.warning('%s: %d claims that no thread held were given back', lane.name, len(lost))
+    return lost
 
 # %% ../../nbs/running/16_maintenance.ipynb #93463d42
 def heartbeat(

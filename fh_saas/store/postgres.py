@@ -43,7 +43,7 @@ _DROP = _with_all(_retention._DROP.replace('rowid in (select cast(value as integ
     "rowid=any(array(select cast(value as integer) from json_each(?1))) and job_type||''=?2 and status||''=?3"))
 
 _instead = {_controls._FIRST:_FIRST, _retention._DROP:_DROP, _bulk._DELETE:_with_all(_bulk._DELETE), _retention._TRIGGER:'select 1', 'pragma auto_vacuum':'select 0',
-            _sealed._LEFT:_sealed._LEFT+' for update'}
+            _sealed._LEFT:_sealed._LEFT+' for update', _flow._TAKEN:_flow._TAKEN+' for share'}
 
 # %% ../../nbs/store/22_postgres.ipynb #0c4be614
 class PgStoreConn(PgConn):
@@ -110,9 +110,21 @@ def insert_into(self:PgStore,
     try: self._put(conn, jobs) if any([o.parents for o in jobs]) else _put_rows(conn, jobs)
     except psycopg.Error as e: raise pg_error(e, self.path) from e
 
+# %% ../../nbs/store/22_postgres.ipynb #a79c0eda
 @patch
 def _put(self:PgStore, conn, jobs):
-    self._freed(_flow.put_waiting(conn, jobs, lambda js: _put_rows(conn, js)))
+    keyed = [o for o in jobs if o.unique_key]
+    if not keyed: return self._freed(_flow.put_waiting(conn, jobs, lambda js: _put_rows(conn, js)))
+    was = [(o.parents, o.ready, o.run_at) for o in jobs]
+    while True:
+        for o,old in zip(jobs, was): o.parents,o.ready,o.run_at = old
+        conn.post('savepoint put')
+        same = _flow._stand_ins(conn, keyed)
+        got = _flow.put_waiting(conn, jobs, lambda js: _put_rows(conn, js))
+        if _flow._stand_ins(conn, keyed)==same: break
+        conn.own('rollback to put')
+    conn.post('release put')
+    self._freed(got)
 
 # %% ../../nbs/store/22_postgres.ipynb #e793f81a
 _GOT = ','.join(f't.{o}' for o in ('rowid', 'id', 'fence', *_sqlite._COLS.split(',')))
@@ -319,7 +331,7 @@ def _rows(self:PgStore, sql, args):
         return [dict(zip(got.cols, o)) for o in got]
     return self._patiently(ask)
 
-# %% ../../nbs/store/22_postgres.ipynb #3ccd2d60
+# %% ../../nbs/store/22_postgres.ipynb #3268ccea
 @patch
 def reach(self:PgStore)->tuple: # (how to connect, with the password; the schema)
     "What another process of this machine needs to open the same tables. Raises `StoreError`"

@@ -24,7 +24,7 @@ def points(s, a):
 def soak(s, a):
     "kill -9 at random"
     from . import soak
-    print('    '+soak.run(max(5., s-30), seed=a.seed, kinds=a.case and a.case.split(',')).replace('\n', '\n    '))
+    print('    '+soak.run(max(5., s-30), seed=a.seed, kinds=a.case and a.case.split(','), every=[float(o) for o in a.every.split(',')]).replace('\n', '\n    '))
 
 def times(s, a):
     "Clocks that are stepped, processes that stand still"
@@ -77,6 +77,7 @@ p.add_argument('--minutes', type=float, default=30, help='for all parts together
 p.add_argument('--only', default=','.join(PARTS), help='parts, with commas between')
 p.add_argument('--seed', type=int, default=None, help='replay one seed')
 p.add_argument('--case', default=None, help='of points, power or disk, or kinds of jobs of the soak, with commas between')
+p.add_argument('--every', default='.05,.5', help='of the soak: seconds between two kills, from,to; children of process tasks need longer to start')
 p.add_argument('--steps', type=int, default=100, help='of one run of the state machine')
 if __name__=='__main__':
     a = p.parse_args()

@@ -101,7 +101,7 @@ class Run:
         "The tenants in which a worker holds jobs"
         with self.server.connect(self.db) as c:
             return [o for o, in c.execute(' union all '.join(f"""(select '{o}' where exists (select 1 from "t_{o}".tenant_jobs where status='running' and owner=%(owner)s))""" for o in self.names), dict(owner=owner))]
-    def lost(self, what, m): self.gone.append((what, m.owner, time.time()))
+    def lost(self, what, m): self.gone.append([what, m.owner, time.time(), float('inf')])
     def kill(self):
         m = self.rng.choice(self.ms[1:])
         self.lost(f'kill {m.i}', m)
@@ -115,13 +115,14 @@ class Run:
         time.sleep(max(0., end-time.monotonic()))          # the server's clock says when a lease is over, and nobody can put that forward
         with self.server.connect(self.db) as c:
             left = [o for o in had if c.execute(f"select 1 from \"t_{o}\".tenant_jobs where status='running' and owner=%s limit 1", (m.owner,)).fetchone()]
+        self.gone[-1][3] = time.time()          # from here on it is one like the others
         m.mend(); self.note('joined again', m.i)
         assert not left, f'what the machine had in hand was not taken back while it was cut off: {left}'
     def recovered(self):
         "How long until nothing was in the hands of a worker that was gone: (what, jobs, seconds since then, seconds since the lease ran out)"
         with self.server.connect(self.db) as c:
-            for what,owner,t in self.gone:
-                n,s,late = c.execute('select coalesce(sum(jobs),0)::int,extract(epoch from max(at))::float8-%s,extract(epoch from max(at-lease))::float8 from gone where owner=%s', (t, owner)).fetchone()
+            for what,owner,t,end in self.gone:
+                n,s,late = c.execute('select coalesce(sum(jobs),0)::int,extract(epoch from max(at))::float8-%s,extract(epoch from max(at-lease))::float8 from gone where owner=%s and extract(epoch from at)<%s', (t, owner, end)).fetchone()
                 yield (what, n, *(o if o is None else round(o, 1) for o in (s, late)))
     def restart(self, mode): self.server.restart(mode); self.note('server restarted', mode)
     def verify(self, s):

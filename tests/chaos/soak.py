@@ -99,8 +99,8 @@ def watch(folder):
         if n>most: most = n; (folder/'most').write_text(str(most))
         time.sleep(.005)
 
-def run(seconds=30., workers=3, seed=None, disk=None, older=None, kinds=None):
-    "Returns what was seen; only some kinds of jobs if they are named; every other worker is of the package at `older(folder)`, a `PYTHONPATH`. Raises `AssertionError`"
+def run(seconds=30., workers=3, seed=None, disk=None, older=None, kinds=None, every=(.05, .5)):
+    "Returns what was seen; only some kinds of jobs if they are named, with a kill each so many seconds, at random between two; every other worker is of the package at `older(folder)`, a `PYTHONPATH`. Raises `AssertionError`"
     seed = random.randrange(2**32) if seed is None else seed
     folder = Path(tempfile.mkdtemp(prefix='soak', dir=disk))
     os.environ['CHAOS_FOLDER'] = str(folder)
@@ -115,7 +115,7 @@ def run(seconds=30., workers=3, seed=None, disk=None, older=None, kinds=None):
             old = Nursery(folder, older(folder/'pkg'))
             assert old.file.startswith(str(folder)), old.file
         def hatch(i): return old.fork() if old and i%2 else fork(work, folder)
-        kills = _storm(folder, seconds, workers, random.Random(seed), hatch, kinds)
+        kills = _storm(folder, seconds, workers, random.Random(seed), hatch, kinds, every)
         _calm(folder, workers, hatch)
         rc = os.waitstatus_to_exitcode(os.waitpid(fork(_check, folder, kills, seed), 0)[1])
         assert rc==0, f'the soak with seed {seed} does not hold, see above; its files are in {folder}'
@@ -124,12 +124,12 @@ def run(seconds=30., workers=3, seed=None, disk=None, older=None, kinds=None):
         if old: old.close()
         if (folder/'report').exists(): shutil.rmtree(folder, ignore_errors=True)
 
-def _storm(folder, seconds, workers, r, hatch, kinds):
-    "Kill every 50 to 500 ms, and have one in six stand still for as long instead; the kills as (time, pid)"
+def _storm(folder, seconds, workers, r, hatch, kinds, every):
+    "Kill at random, and have one in six stand still for 50 to 500 ms instead; the kills as (time, pid)"
     end,kills = time.time()+seconds,[]
     ws,sub,eye,disk = [hatch(i) for i in range(workers)],fork(submit, folder, r.random(), end, kinds),fork(watch, folder),fork(probe, folder)
     while time.time()<end:
-        time.sleep(r.uniform(.05, .5))
+        time.sleep(r.uniform(*every))
         i = r.randrange(workers+1) if r.random()<.5 else r.randrange(workers)
         pid = ws[i] if i<workers else sub
         if r.random()<1/6:
