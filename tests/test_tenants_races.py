@@ -1,8 +1,9 @@
 "What another process may do between two steps of this one: the step in between is done where the first has just ended"
-import os, time
+import os, threading, time
 from contextlib import suppress
 
 import pytest, work
+from fastlite import database
 from fh_saas import tenants as tn
 from fh_saas.rollout import Rollout
 from fh_saas.running import moving as mv, presence as presence_of
@@ -369,3 +370,89 @@ def test_without_file_locks_a_living_process_is_not_taken_for_dead(h, monkeypatc
         ts._clear_up()
         assert ts['t000'].status=='deleting'
     finally: other.close()
+
+# --- leftovers of the first review
+
+def test_the_app_opens_a_file_of_another_registry(h):
+    "Its jobs are not trusted: where it was copied, they would run twice"
+    ts = h.many(1, 1)
+    ts._pool.close()
+    b = Tenants(h.dir/'other', open=lambda t: database(str(h.dir/'data'/'t000.db')), worker=False, tasks=TASKS); h.opened.append(b)
+    t = b.create('mine')
+    t.jobs.run_due()
+    assert (t.status,h.names())==('quarantined',[]) and gate(t).startswith('quarantined')
+    t.resume(); t.jobs.run_due()
+    assert (t.status,len(h.names()))==('active',1)
+
+def test_the_app_opens_one_file_for_two(h, monkeypatch):
+    "Of two who make a tenant of it at the same time, one does"
+    opens = lambda t: database(str(h.dir/'one.db'))
+    a,b = h.ts(open=opens),h.ts(open=opens, busy_s=.1)
+    def other():
+        with suppress(ValueError, StoreError): b.create('beta')
+    between(monkeypatch, Registry, 'by_path', other, after=True)
+    with suppress(ValueError, StoreError): a.create('alpha')
+    assert len(a)==1
+
+def test_resumed_while_its_jobs_are_discarded(h, monkeypatch):
+    "What may run again is not cancelled"
+    a,b = h.ts(),h.ts()
+    t = a.create('acme')
+    t.jobs.submit('j', work.quick, folder=str(h.dir))
+    a.registry.set('acme', status='quarantined')
+    t.jobs.list_jobs()
+    between(monkeypatch, Tenant, '_file', b['acme'].resume)
+    with pytest.raises(TenantBusy): t.discard_jobs()
+    assert len(t.jobs.list_jobs(status='pending'))==1
+
+def test_a_zone_that_its_file_does_not_hear_of(h, monkeypatch):
+    "Is not changed: the file's schedules would make up slots of a zone in which the tenant was not"
+    ts = h.ts()
+    t = ts.create('acme')
+    old,todo = tn.note,[0]
+    def full(*a):
+        if todo: todo.pop(); raise StoreError('the disk is full')
+        return old(*a)
+    monkeypatch.setattr(tn, 'note', full)
+    with pytest.raises(StoreError): t.set(timezone='Europe/Berlin', weight=2.)
+    assert (t.row.timezone,t.row.weight)==('UTC',None)
+    t.set(timezone='Europe/Berlin')
+    assert t.row.timezone=='Europe/Berlin'
+
+def test_a_rollout_does_not_hold_up_the_sweep(h, monkeypatch):
+    "A tenant that is slow to be looked at keeps nobody from the leases and from what the dead have left"
+    ts = h.many(2)
+    ts._source = s = tn._Source(ts)
+    ts.submit_all('u', work.quick, dict(folder=str(h.dir)), canaries=0)
+    go,at = threading.Event(),threading.Event()
+    old = Rollout._look
+    def slow(self, *a):
+        at.set(); assert go.wait(60)
+        return old(self, *a)
+    monkeypatch.setattr(Rollout, '_look', slow)
+    t = threading.Thread(target=lambda: [s.sweep([]) for _ in range(3)]); t.start()
+    assert at.wait(60)
+    try: t.join(10); assert not t.is_alive()
+    finally: go.set(); t.join()
+    for o in ts.values(): o.jobs.run_due()
+    assert ts.rollouts()[0].wait(5)['completed']==2
+
+def test_closed_while_a_rollout_looks(h, monkeypatch):
+    "A tenant is not failed because this process closes"
+    ts = h.many(1)
+    r = ts.submit_all('u', work.quick, dict(folder=str(h.dir)), canaries=0)
+    def close(): ts.closed = True; raise StoreError('t000.db is closed')
+    between(monkeypatch, Tenant, '_file', close)
+    r.advance()
+    ts.closed = False
+    assert not r.failures() and r.progress()['running']==1
+
+def test_the_app_opens_a_file_that_it_had_begun_to_make(h, monkeypatch):
+    "A crash before it was registered leaves nothing that could run twice: the next try gets it"
+    opens = lambda t: database(str(h.dir/f'{t.id}.db'))
+    a = h.ts(open=opens)
+    monkeypatch.setattr(Tenants, '_settle_in', lambda *a, **kw: 1/0)
+    with pytest.raises(ZeroDivisionError): a.create('acme')
+    monkeypatch.undo()
+    t = a.create('acme')
+    assert (t.status,gate(t))==('active',None)

@@ -621,9 +621,11 @@ def discard(self:SqliteStore,
     ids:list, # Job ids; None for all that are unfinished
     now:str, # The time
     why:str, # For the error_log
+    check=None, # Called inside the transaction before anything is changed; may raise. None for no such step
 )->int: # How many were cancelled
     "Cancel jobs that wait, or that a claim of an earlier time holds"
     with self.writing() as c:
+        if check: check()
         rows = self._do("""update tenant_jobs set status='cancelled', ready=null, run_at=null, owner=null, completed_at=?,
             error_log=coalesce(error_log||char(10),'')||? where status in ('pending','running') and (?3 is null or id in (select value from json_each(?3))) returning id""",
             (now, why, None if ids is None else _json(ids)))
