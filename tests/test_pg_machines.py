@@ -2,9 +2,9 @@
 and stopped, and the server is restarted"""
 import signal, time
 
-import psycopg, pytest, work
+import psutil, psycopg, pytest, work
 from fh_saas.ids import from_iso
-from pg import on_server as t # noqa: F401, the fixture of all tests here
+from pg import Server, on_server as t # noqa: F401, `t` is the fixture of all tests here but one
 from util import PgTenant, done, end, process, run_py, said, stop_worker, until
 
 WORK = "m = mgr(tasks=[gated, quick], threads=2); m._lane.lease_s = float(sys.argv[3]); m._serve(); out('up'); time.sleep(600)"
@@ -125,3 +125,20 @@ def test_server_restarts(tmp_path, monkeypatch, pg_private):
         assert sorted(o[2] for o in t.log('ran'))==sorted([f'a{i}' for i in range(300)]+[f'b{i}' for i in range(50)])
         assert not any(m.get_job(i).retry_count for i in ids)
     finally: stop_worker(); t.close()
+
+def test_ends_though_the_server_stands_still(tmp_path):
+    "SIGTERM while PostgreSQL answers nothing, its connections being up: the drain goes on without it"
+    s = Server()
+    try:
+        t = PgTenant(tmp_path, s.to(s.create()))
+        with process(t, "m = mgr(tasks=[quick], worker=False, drain_s=2., handoff=0); m.submit('q', quick, folder=folder); m.run(); out('drained')", FH_SAAS_RUN_DIR=str(tmp_path)) as p:
+            until(lambda: t.log('ran'))
+            post = psutil.Process(int((s.data/'postmaster.pid').read_text().split()[0]))
+            stood = [post, *post.children(recursive=True)]
+            for o in stood: o.suspend()
+            try:
+                p.send_signal(signal.SIGTERM)
+                assert 'drained' in p.communicate(timeout=60)[0] and p.returncode==0
+            finally:
+                for o in stood: o.resume()
+    finally: s.close()

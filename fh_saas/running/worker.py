@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHORT_S', 'SPELL_S', 'BATCH', 'STUCK_S', 'AHEAD_S', 'STALE_S', 'REST_S', 'NEIGHBOUR', 'SWEEP_S', 'BEAT_S', 'LOOK_S',
-           'MANY', 'HOLD_S', 'TICK_S', 'Worker', 'worker']
+           'MANY', 'HOLD_S', 'TICK_S', 'SILENT_S', 'Worker', 'worker']
 
 # %% ../../nbs/running/21_worker.ipynb #c443140b
 import atexit, heapq, msgspec, os, select, selectors, signal, socket, sys, threading, time, weakref
@@ -711,9 +711,9 @@ def leave(self:Worker,
     grace_s:float=10., # How long running tasks may go on, in seconds
 ):
     "Drain these lanes: everything of theirs ends or goes back"
-    for o in lanes:
-        o.closing = True
-        with o.turning: pass      # a turn under way may still claim; after it none will
+    for o in lanes: o.closing = True
+    end = time.monotonic()+max(SILENT_S, grace_s)
+    for o in lanes: _turns(o, max(0., end-time.monotonic()))      # a turn under way may still claim; after it none will
     self._give_back(lanes)
     busy = lambda: [a for a in list(self.running) if a.lane in lanes]
     _until(lambda: not busy(), grace_s)
@@ -722,15 +722,25 @@ def leave(self:Worker,
         if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
     _until(lambda: not any(a.handle and (a.task.process or a.task.is_async) for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
-    for o in lanes:
-        with o.turning:
-            if not o.closed: o.turn(0, wait_s=1.)
+    (t := threading.Thread(target=lambda: [_turns(o, 1., last=True) for o in lanes], name='fh_saas-last', daemon=True)).start()
+    t.join(SILENT_S+len(lanes))
     with self._lock: self.lanes = [o for o in self.lanes if o not in lanes]
     for o in lanes: o.server = None; self.ready.forget(o)
     for h in {id(o.here):o.here for o in lanes if o.here}.values(): self._deafen(h)
     for o in lanes: o.closing = False
 
 # %% ../../nbs/running/21_worker.ipynb #dbe593d4
+SILENT_S = 5.
+
+def _turns(lane, wait_s, last=False):
+    "Wait until no turn of the lane is under way, at most so long, and make its `last` one"
+    if not lane.turning.acquire(timeout=wait_s):
+        if not last: log.warning('%s does not answer; a job that ends now may run again after its lease', lane.name)
+        return
+    try:
+        if last and not lane.closed: lane.turn(0, wait_s=1.)
+    finally: lane.turning.release()
+
 def _until(f, s):
     end = time.monotonic()+s
     while not f() and time.monotonic()<end: time.sleep(.002)
