@@ -115,7 +115,7 @@ class Stand:
         began:str=None, # When it began, as `to_iso` gives it
         place:tuple=None, # (path of the database, or its name and what its store's `reach` gave; folder of its presence, tenant, and where there are such its keys and patterns to redact); None for `:memory:`
     ):
-        self.task,self.claim,self.began,self.place,self.job,self.stop,self.over,self.claimed_at = task,claim,began,place,None,None,None,0.
+        self.task,self.claim,self.began,self.place,self.job,self.stop,self.over,self.claimed_at,self.handle = task,claim,began,place,None,None,None,0.,None
         self._lane,self._over = None,threading.Event()
     def __repr__(self): return f'Stand({self.task.name}, {self.claim.id})'
 
@@ -235,9 +235,10 @@ def _on_sigterm(self:Parent, *_):
 
 @patch
 def _end_task(self:Parent):
-    "Raise in the task what ends it"
+    "Raise in the task what ends it, or cancel it"
     a = self.running
     a.stop = self.stopping
+    if a.handle: return a.handle.kill()
     raise Cancelled(f'job {a.claim.id} is to end: {a.stop}')
 
 # %% ../../nbs/running/11_child.ipynb #784d39c1
