@@ -4,7 +4,7 @@ import argparse, json, os, statistics as st, subprocess, sys
 from importlib import import_module
 from bench.report import machine, show
 
-PEERS = 'fh_saas_pg','pgqueuer','procrastinate','dbos'
+PEERS = 'fh_saas_pg','pgqueuer','oban','procrastinate','dbos'
 COLS = dict(drain='drain, jobs/s', start_p50='submit → start p50, ms', start_p99='p99, ms', wake_p50='return of submit → start p50, ms', rss='idle worker, MiB', bytes='bytes a job')
 
 def peer(name): return import_module(f'bench.peers.{name}').Peer()

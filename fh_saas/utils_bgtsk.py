@@ -1061,7 +1061,7 @@ def forget(self:BackgroundTaskManager, *,
         for ids in holding(lane.store, test, job_type):
             running += self._cancel_jobs(ids, 'Forgotten')[1]
             removed += len(erase(lane.store, ids))
-        clean = not running and (not removed or scrub(lane.store, vacuum))
+        clean = not running and scrub(lane.store, vacuum)
     if removed: emit('jobs.forgotten', store=lane.name, tenant=lane.tenant, count=removed)
     return Forgotten(removed, running, clean)
 

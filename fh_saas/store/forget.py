@@ -81,6 +81,7 @@ def erase(
     "Remove jobs that are over, with their steps, whatever rules keep them. Raises `StoreError`"
     prepare(store)
     with store.writing() as c:
+        c.execute("insert or replace into tenant_meta values('unscrubbed','1')")
         if hasattr(store, 'conn_type'): return [o for o, in c.execute(_ERASE, (_json(ids),)).fetchall()]
         was = c.execute('pragma secure_delete').fetchall()[0][0]
         c.execute('pragma secure_delete=1').fetchall()
@@ -92,11 +93,17 @@ def scrub(
     store, # A `SqliteStore`
     vacuum:bool=True, # Whether to rewrite the file
 )->bool: # False if somebody was at the file all the time, and traces may be left
-    "Leave no trace of what was removed, in the file or its log; on a server in the tables. Raises `StoreError`"
+    "Leave no trace of what was removed, now or before, in the file or its log; on a server in the tables. Raises `StoreError`"
+    if not store.read("select 1 from tenant_meta where key='unscrubbed'"): return True
     try:
-        if hasattr(store, 'conn_type'): return vacuum and store.rewrite()
-        with store._writer.use(store.wait_s) as c:
-            if store.memory: store._own(c)
-            if vacuum: c.execute('vacuum')
-            return store.memory or not c.execute('pragma wal_checkpoint(truncate)').fetchall()[0][0]
+        if not _scrubbed(store, vacuum): return False
+        with store.writing() as c: c.execute("delete from tenant_meta where key='unscrubbed'")
     except StoreBusy: return False
+    return True
+
+def _scrubbed(store, vacuum):
+    if hasattr(store, 'conn_type'): return vacuum and store.rewrite()
+    with store._writer.use(store.wait_s) as c:
+        if store.memory: store._own(c)
+        if vacuum: c.execute('vacuum')
+        return store.memory or not c.execute('pragma wal_checkpoint(truncate)').fetchall()[0][0]
