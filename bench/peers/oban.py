@@ -3,28 +3,26 @@ import asyncio, sys
 from bench.peers import OnPostgres
 from bench.task import noop
 
-def job():
-    "Its worker class, for client and workers"
-    from oban import worker
+try: from oban import Oban, worker
+except ImportError: pass                # `missing` says so
+else:
     @worker(queue='default')
-    class noops:
+    class Noop:
         async def process(self, job): return noop(job.args)
-    return noops
 
 class Peer(OnPostgres):
     name,about,needs = 'Oban','PostgreSQL synchronous_commit=on, 2 processes, 50 jobs at a time each; rows of finished jobs kept, no results','oban'
     nworkers,pace = 2,.3
     def open(self): self.wait(self._open())
     async def _open(self):
-        from oban import Oban
         from oban.schema import install
         self.pool = await Oban.create_pool(self.url, min_size=1, max_size=2)
         await install(self.pool)
-        self.oban,self.job = Oban(pool=self.pool),job()
+        self.oban = Oban(pool=self.pool)
         await self.oban.__aenter__()
-    def submit(self, i): self.wait(self.job.enqueue({'i':i}))
+    def submit(self, i): self.wait(Noop.enqueue({'i':i}))
     def submit_many(self, n):
-        for i in range(0, n, 1000): self.wait(self.oban.enqueue_many([self.job.new({'i':j}) for j in range(i, min(n, i+1000))]))
+        for i in range(0, n, 1000): self.wait(self.oban.enqueue_many([Noop.new({'i':j}) for j in range(i, min(n, i+1000))]))
     def argv(self): return [sys.executable, '-m', 'bench.peers.oban']
     def busy(self): return bool(self.sql("select 1 from oban_jobs where state in ('available','executing','scheduled','retryable') limit 1"))
     def close(self): self.wait(self._close())
@@ -33,8 +31,7 @@ class Peer(OnPostgres):
         await self.pool.close()
 
 async def work():
-    from oban import Oban
-    job()
+    import bench.peers.oban             # as jobs name it; this file runs as `__main__`
     async with Oban(pool=await Oban.create_pool(Peer().url, min_size=2, max_size=8), queues={'default':50}): await asyncio.Event().wait()
 
 if __name__=='__main__': asyncio.run(work())
