@@ -196,11 +196,12 @@ class Tail:
 @patch
 def look(self:Tail)->list: # Pairs (tenant, `TenantJob`), in the order in which they changed
     "What has changed since the last look"
-    was = self.seen or {}
-    got = [(t, j) for t,o in self.place.each(lambda m: self._jobs(m, was)).items() for j in o]
-    self.seen = {j.id:(j.status, j.retry_count, j.progress) for _,j in got}
+    first,was = self.seen is None,self.seen or {}
+    by = self.place.each(lambda m: self._jobs(m, was))
+    got = [(t, j) for t,o in by.items() for j in o]
+    self.seen = {i:o for i,o in was.items() if o[3] not in by} | {j.id:(j.status, j.retry_count, j.progress, t) for t,j in got}     # one that is away comes back
     new = sorted([o for o in got if was.get(o[1].id)!=self.seen[o[1].id]], key=lambda o: o[1].completed_at or o[1].started_at or o[1].created_at or '')
-    return new if was else new[-self.limit:]
+    return new[-self.limit:] if first else new
 
 @patch
 def _jobs(self:Tail, m, was):

@@ -15,7 +15,7 @@ from .steps import context_of, current
 from ..ids import to_iso
 from ..payload import CannotOpen, dump_result, load_kwargs
 from ..options import row_backoff
-from ..retry import BackoffError, Discard, RetryIn, Snooze
+from ..retry import BackoffError, Discard, RetryIn, Snooze, _seconds
 from ..store.base import Ack, Claim, LATER
 from ..tasks import Task, _is_async
 from typing import NamedTuple
@@ -78,8 +78,12 @@ def raised(
 )->Outcome: # `failed` or `snoozed`
     "An exception as an outcome, with what it means for further attempts. Never raises"
     out = failed(e)
+    try: return _meant(e, task, out)
+    except BaseException as bad: return out._replace(error=clip(f'{out.error}\nwhat that means for the job could not be told: {failed(bad).summary}'))
+
+def _meant(e, task, out):
     if isinstance(e, Snooze): return Outcome('snoozed', wait_s=e.seconds, error=str(e) if isinstance(e, CannotOpen) else None)
-    if isinstance(e, Discard): return out._replace(final=True, error=clip(f'Discarded: {e.reason}'), summary=clip(f'Discarded: {e.reason}', 200))
+    if isinstance(e, Discard): return out._replace(final=True, error=clip(why := f'Discarded: {getattr(e, "reason", e)}'), summary=clip(why, 200))
     if isinstance(e, RetryIn): return out._replace(wait_s=e.seconds)
     return out if task.retries(e) else out._replace(final=True)
 
@@ -169,8 +173,9 @@ def wait_of(
     n:int, # Failed attempts so far, at least 1
 )->tuple: # (seconds until the next attempt, what went wrong in working them out or None)
     "What the policy says. Never raises"
-    try: return (row_backoff(claim.backoff) if claim.backoff else task.policy).delay(n),None
+    try: return _seconds('its wait', (row_backoff(claim.backoff) if claim.backoff else task.policy).delay(n)),None
     except BackoffError as e: return e.instead,str(e)
+    except BaseException as e: return (bad := BackoffError(f'backoff failed with {failed(e).summary}', n)).instead,str(bad)
 
 # %% ../../nbs/running/10_executor.ipynb #c9303526
 def settle(

@@ -597,9 +597,11 @@ def close_idle(self:Lane)->bool: # Whether it was closed
     if not self.turning.acquire(blocking=False): return False
     try:
         self.leaving = True                    # whoever pins from here on sees this; whoever did before is seen
-        self.leaving = not (self.closed or self.busy())
-        if self.leaving: self.close()
-        return self.leaving
+        try: go = not (self.closed or self.busy())
+        except BaseException: self.leaving = False; raise       # or whoever wants it would wait for ever
+        self.leaving = go
+        if go: self.close()
+        return go
     finally: self.turning.release()
 
 # %% ../../nbs/running/14_lane.ipynb #db91f7b7

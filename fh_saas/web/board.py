@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from fastcore.basics import patch
 from ..ids import to_iso
 from ..redact import Redactor
-from ..store.base import FINAL
+from ..store.base import FINAL, StoreError
 from ..store.bulk import delete_many, retry_many
 from ..store.overview import JobFilter, page
 from ..telemetry import emit
@@ -145,7 +145,8 @@ def act(self:Board,
         out = self.hide.text(str(out))[:1000]
         audit_log.info('%s', msgspec.json.encode(dict(at=to_iso(self.now()), who=who, action=action, tenant=tenant, what=what, outcome=out)).decode())
         emit('dashboard.action', who=who, action=action, tenant=tenant, what=what, outcome=out)
-        self._put_line('update tenant_audit set outcome=? where id=?', out, n)
+        try: self._put_line('update tenant_audit set outcome=? where id=?', out, n)
+        except StoreError as e: audit_log.warning('the outcome of action %d could not be kept: %s', n, e)
     return out
 
 # %% ../../nbs/web/04_board.ipynb #0864e3c4

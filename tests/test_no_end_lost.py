@@ -1,0 +1,109 @@
+"Ends that could be lost, and things that could be repeated, where a step in between goes wrong"
+import os, shutil, threading
+
+import pytest, work
+from fh_saas.cli_jobs import Tail
+from fh_saas.retry import Discard, RetryIn, RetryPolicy, Snooze
+from fh_saas.store.base import StoreBusy
+from fh_saas.web.board import Board
+from util import done, until
+
+# --- what a task raises
+
+class Unfit(Discard):
+    def __init__(self, field): self.field = field          # and does not call up
+
+class Later(Snooze):
+    def __init__(self): pass
+
+class Again(RetryIn):
+    def __init__(self): pass
+
+class Table(RetryPolicy):
+    def delay(self, n, rng=None): return (1., 2.)[n+1]
+
+class Choosy(RetryPolicy):
+    def retries(self, exc): return exc.code<500
+
+class Endless(RetryPolicy):
+    def delay(self, n, rng=None): return float('inf')
+
+def unfit(): raise Unfit('age')
+def later(): raise Later()
+def again(): raise Again()
+def plain(): raise OSError('boom')
+async def aunfit(): raise Unfit('age')
+async def alater(): raise Later()
+async def aplain(): raise OSError('boom')
+
+@pytest.mark.parametrize('f,policy', [(unfit, None), (later, None), (again, None), (plain, Table()), (plain, Choosy()), (plain, Endless()),
+                                      (aunfit, None), (alater, None), (aplain, Table()), (aplain, Choosy())])
+def test_whatever_goes_wrong_in_saying_what_an_error_means(t, f, policy):
+    "The attempt ends all the same"
+    m = t.mgr(handoff=0)
+    m.task(f, **(dict(backoff=policy) if policy else {}))
+    id,_ = m.options(max_retries=1).submit('x', f)
+    j = done(m, id, status='failed')
+    assert dict(unfit='age', plain='boom', later='Later', again='Again')[f.__name__ if f in (unfit, plain, later, again) else f.__name__[1:]] in j.error_log
+    id,_ = m.options(max_retries=2).submit('x', f)
+    until(lambda: m.get_job(id).retry_count==1)
+    until(lambda: not m._lane.hand)
+
+# --- a file that is put in the place of another
+
+class Soon(threading.Event):
+    def wait(self, timeout=None): return super().wait(.01)
+
+def test_run_goes_on_with_a_file_that_was_put_in_its_place(t):
+    "A worker does not stand by for ever without a database"
+    m = t.look()
+    m.submit('x', work.quick, folder=str(t.dir), name='a')
+    m._lane.store.checkpoint(); m.db.conn.execute('vacuum into ?', (f'{t.dir}/backup.db',))
+    stop = Soon()
+    r = threading.Thread(target=m.run, kwargs=dict(stop=stop)); r.start()
+    try:
+        until(lambda: len(t.log('ran'))==1)
+        for o in ('', '-wal', '-shm'):
+            if os.path.exists(f'{t.path}{o}'): os.unlink(f'{t.path}{o}')
+        shutil.move(f'{t.dir}/backup.db', t.path)
+        until(lambda: len(t.log('ran'))==2)
+    finally: stop.set(); r.join()
+
+# --- what an operator is told
+
+def test_an_action_that_was_done_is_not_said_to_have_failed(t, monkeypatch):
+    "Or it would be done again"
+    b,old = Board(t.look()),Board._put_line
+    def put(self, sql, *a):
+        if sql.startswith('update'): raise StoreBusy('t.db is locked')
+        return old(self, sql, *a)
+    monkeypatch.setattr(Board, '_put_line', put)
+    assert b.act('ann', 'run schedule', None, 'x', lambda: 'Submitted')=='Submitted'
+    with pytest.raises(ZeroDivisionError): b.act('ann', 'run schedule', None, 'x', lambda: 1/0)
+    assert [o['outcome'] for o in b.actions()]==[None, None]
+
+class _Place:
+    def __init__(self, m): self.m,self.away = m,False
+    def each(self, f): return {} if self.away else {'':f(self.m)}
+
+def test_a_tail_that_begins_before_the_first_job(t):
+    "Shows all that come, however many at once; and says nothing twice after a database was away"
+    m = t.look()
+    p = _Place(m)
+    w = Tail(p, 2)
+    assert w.look()==[]
+    m.submit_many('x', work.quick, [dict(folder=str(t.dir)) for _ in range(5)])
+    assert len(w.look())==5
+    p.away = True; assert w.look()==[]
+    p.away = False; assert w.look()==[]
+
+# --- a lane that cannot be closed
+
+def test_a_lane_that_could_not_be_closed_is_there(t, monkeypatch):
+    "Whoever wants it does not wait for ever"
+    m = t.look()
+    lane = m._lane
+    monkeypatch.setattr(type(lane), 'busy', lambda self: 1/0)
+    with pytest.raises(ZeroDivisionError): lane.close_idle()
+    assert lane.pin()
+    lane.unpin()
