@@ -9,7 +9,7 @@ __all__ = ['TenantJob', 'BackgroundTaskManager', 'WithOptions', 'JobTask', 'JobN
 # %% ../nbs/20_utils_bgtsk.ipynb #91e1055a
 import asyncio, inspect, os, signal, sys, threading
 import time as _clock
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from fastcore.basics import patch, patch_to
@@ -1162,8 +1162,8 @@ def _become_worker(self:BackgroundTaskManager, threads, async_jobs):
     "What `fh_saas worker` asks for: run jobs here, and hold none for a BackgroundTask that nobody will call"
     self.worker,self.handoff,self.threads,self.async_jobs = True,0,threads or self.threads,async_jobs or self.async_jobs
 
-def _until_told(stop):
-    while not stop.wait(1.): pass
+def _until_told(stop, each=lambda: None):
+    while not stop.wait(1.): each()
 
 @patch
 def run(self:BackgroundTaskManager,
@@ -1175,10 +1175,21 @@ def run(self:BackgroundTaskManager,
     stop = stop or threading.Event()
     with _on_signals(lambda *_: stop.set()):
         w = _w.worker(threads or self.threads, async_jobs or self.async_jobs, self.drain_s)
-        self._lane.writes_only = False
-        w.serve(self._lane)
-        _until_told(stop)
+        self._serve_on(w)
+        _until_told(stop, lambda: self._serve_again(w))
     w.stop(self.drain_s)
+
+@patch
+def _serve_on(self:BackgroundTaskManager, w):
+    lane = self._lane
+    lane.writes_only = False
+    w.serve(lane)
+
+@patch
+def _serve_again(self:BackgroundTaskManager, w):
+    "Go on with the file that lies there now, if that which was served is gone"
+    if self.closed or not self._open.closed: return
+    with suppress(StoreError): self._serve_on(w)            # nothing lies there yet
 
 # %% ../nbs/20_utils_bgtsk.ipynb #ab81de3b
 @patch
