@@ -7,8 +7,9 @@ __all__ = ['END_S', 'ENGINES', 'Engine', 'Threads', 'LocalEngine', 'engine']
 
 # %% ../../nbs/engines/00_engine.ipynb #8248c3c4
 import atexit, os, threading, time, weakref
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from fastcore.basics import patch
+from functools import partial
 from importlib import import_module
 from ..telemetry import log
 from queue import SimpleQueue
@@ -104,7 +105,7 @@ def stop(self:Engine):
 END_S = 2.                   # how long the end of the process waits for what is being drained, in seconds
 _all = weakref.WeakSet()
 
-class Threads(Executor):
+class Threads:
     "Threads that do not keep the process from ending"
     def __init__(self,
         n:int, # At most so many
@@ -113,14 +114,17 @@ class Threads(Executor):
         self.n,self.name,self.made,self._todo,self._lock = n,name,[],SimpleQueue(),threading.Lock()
         _all.add(self)
     def __repr__(self): return f'Threads({self.n}, {self.name!r})'
+    def __enter__(self): return self
+    def __exit__(self, *_): self.shutdown()
 
 @patch
 def submit(self:Threads,
     f:Callable, # To be called in one of the threads
     *args, # What it is called with
+    **kw # What it is called with by name
 )->Future: # What came of it
     "Have `f` called"
-    self._todo.put((fut := Future(), f, args))
+    self._todo.put((fut := Future(), partial(f, *args, **kw)))
     with self._lock:
         if len(self.made)<self.n:
             self.made.append(t := threading.Thread(target=self._works, name=self.name, daemon=True))
@@ -131,22 +135,20 @@ def submit(self:Threads,
 @patch
 def _works(self:Threads):
     while o := self._todo.get():
-        fut,f,args = o
+        fut,f = o
         if not fut.set_running_or_notify_cancel(): continue
-        try: fut.set_result(f(*args))
+        try: fut.set_result(f())
         except BaseException as e: fut.set_exception(e)
-        o = fut = f = args = None
+        o = fut = f = None
 
 @patch
 def shutdown(self:Threads,
-    wait:bool=True, # Whether to wait until all has ended
-    wait_s:float=None, # How long at most, in seconds; None for as long as it takes
-    **kw # Ignored
+    wait_s:float=None, # How long to wait until all has ended, in seconds; None for as long as it takes
 ):
     "Do what was submitted and no more"
     for _ in self.made: self._todo.put(None)
     end = None if wait_s is None else time.monotonic()+wait_s
-    for t in self.made if wait else (): t.join(None if end is None else max(0., end-time.monotonic()))
+    for t in self.made: t.join(None if end is None else max(0., end-time.monotonic()))
 
 def _at_exit():
     end = time.monotonic()+END_S
