@@ -294,6 +294,7 @@ def registry(self:Tenants)->Registry:
     if self._generation!=generation[0] or self.closed: self._start()
     return self._registry
 
+# %% ../nbs/22_tenants.ipynb #091d2a04
 @patch
 def _refresh(self:Tenants):
     "Take up what has changed in the registry"
@@ -496,6 +497,7 @@ def values(self:Tenants)->list: # `Tenant`s in order of ids
     "All tenants"
     return [Tenant(self, o) for o in self.registry.ids()]
 
+# %% ../nbs/22_tenants.ipynb #c03f39d6
 @patch
 def task(self:Tenants,
     func:Callable=None, # The function; None when used with options, as in `@tenants.task(name="sync")`
@@ -537,7 +539,7 @@ def create(self:Tenants,
     self._changed()
     return Tenant(self, id)
 
-# %% ../nbs/22_tenants.ipynb #1ac55ac2
+# %% ../nbs/22_tenants.ipynb #f7289c80
 @patch
 def _free_path(self:Tenants, id):
     for i in range(1, 1000):
@@ -573,6 +575,7 @@ def _unmake(self:Tenants, path):
     with suppress(StoreError), self.registry.writing():
         if not self.registry.by_path(self.registry.keep(path)): os.unlink(path)
 
+# %% ../nbs/22_tenants.ipynb #1ac55ac2
 @patch
 def _take_over(self:Tenants, id, path, kw):
     "Register a file that is there already; one that has belonged to a registry is not trusted"
@@ -593,7 +596,7 @@ def _take_over(self:Tenants, id, path, kw):
 
 STRANGE = 'it has belonged to another registry, or is a copy'
 
-# %% ../nbs/22_tenants.ipynb #aac79046
+# %% ../nbs/22_tenants.ipynb #baa6734b
 @patch
 def _create_with_app(self:Tenants, id, kw):
     "The app opens, and so makes, the database"
@@ -616,6 +619,7 @@ def _make_with_app(self:Tenants, id, kw):
 def _free(self:Tenants, id, path):
     if r := self.registry.by_path(self.registry.keep(path)): raise ValueError(f'open gave tenant {id!r} the database of {r.id!r}: {path}')
 
+# %% ../nbs/22_tenants.ipynb #aac79046
 @patch
 def _stamped(self:Tenants, id, path):
     "Make the file this tenant's; columns of its row that come of what was in it"
@@ -637,6 +641,7 @@ def _settle_in(self:Tenants, id, path, **cols):
         if self.registry.get(id).status!='deleting': raise TenantBusy(f'tenant {id!r} was cleared away while it was made; try again')
         self.registry._change(c, id, dict(path=self.registry.keep(path), operator=None, status_after=None, **cols))
 
+# %% ../nbs/22_tenants.ipynb #2bcbbded
 @patch
 def _settled(self:Tenants, id):
     "A tenant's row, once nobody is making or deleting it any more"

@@ -115,6 +115,7 @@ def _on_file(db, known, clock, wait_s):
         return s
     return open_lane(key, None, known, clock, wait_s, make=make)
 
+# %% ../../nbs/running/15_databases.ipynb #7ea7b663
 def _on_server(db, known, clock, wait_s):
     from fh_saas.engines.bell import PgBell
     from fh_saas.store.postgres import PgStore

@@ -559,6 +559,7 @@ def _sweeps(self:Worker):
             elif self.owed: self._look_again()
         except Exception: log.exception('the sweeper met an error of fh_saas itself and goes on')
 
+# %% ../../nbs/running/21_worker.ipynb #1e42e051
 @patch
 def _folders(self:Worker): return {id(o.here):o.here for o in (*self.lanes, *self.sources) if o.here}
 
@@ -581,6 +582,7 @@ def _sweep(self:Worker, beat, dead=None):
             look = time.monotonic()+SWEEP_S
         self._tend(lane, beat, bool(lane.here and dead.get(id(lane.here))))
 
+# %% ../../nbs/running/21_worker.ipynb #df21e399
 @patch
 def _lapsed(self:Worker):
     "Of many lanes on one server, those in which another's lease has run out: one statement finds them, however long a sweep takes"
