@@ -535,8 +535,7 @@ def test_managers_made_and_dropped(t):
     n,f = threading.active_count(),me.num_fds()
     for i in range(2000): one(i)
     all_done(t.look(), 210)
-    gc.collect()
-    assert threading.active_count()<=n and me.num_fds()<=f
+    until(lambda: gc.collect()>=0 and threading.active_count()<=n and me.num_fds()<=f, 20, .1)      # a doorbell or a lane of the last one may just be closing
     assert sum(isinstance(o, BackgroundTaskManager) for o in gc.get_objects())<20
 
 def test_close_gives_everything_back(tenants):
