@@ -84,7 +84,7 @@ def _listens(self:PgBell, lane):
             heard = [o.payload for o in c.notifies(timeout=5., stop_after=1)]
             if (o := lane()) is None or o.closed: return
             for what in heard: self._tells(o, what)
-            c.execute('select 1')                            # whether the server is there
+            if not heard: c.execute('select 1')              # whether the server is there
 
 @patch
 def _tells(self:PgBell, lane, what):
