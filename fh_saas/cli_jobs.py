@@ -10,7 +10,7 @@ __all__ = ['COLS', 'jobs', 'NEWEST', 'WATCHED', 'record', 'row', 'find_job', 'ex
 import click, msgspec, sys, time
 from dataclasses import asdict
 from fastcore.basics import patch
-from .cli_frame import COUNT, Place, SECONDS, STATUS, WHEN, clean, command, find, group, refusing, show, show_json, when
+from .cli_frame import COUNT, NEWS, Place, SECONDS, STATUS, WHEN, clean, command, find, group, refusing, show, show_json, when
 from .store.base import FINAL
 from .utils_bgtsk import JobNotFound, TenantJob
 
@@ -236,7 +236,7 @@ def _follow(m, id, every, say):
 @command(jobs)
 def tail(
     where:str, # The app, a folder or a file, as in `jobs list`
-    job:str=None, # Only this job, with its log, until it is over; the exit code is 1 if it was not completed
+    job:str=None, # Only this job, with its log, until it is over; the exit code is 3 if it was not completed, 1 if that cannot be seen, 130 after Ctrl-C
     *,
     tenant:str=None, # Only this tenant
     limit:COUNT=10, # Jobs to begin with
@@ -255,9 +255,9 @@ def tail(
             p = find(where, tenant)
             if job:
                 t,m,_ = find_job(p, job)
-                sys.exit(0 if _follow(m, job, every, lambda j,line: tell(t, j, line))=='completed' else 1)
+                sys.exit(0 if _follow(m, job, every, lambda j,line: tell(t, j, line))=='completed' else NEWS)
             watch = Tail(p, limit)
             while True:
                 for o in watch.look(): tell(*o)
                 time.sleep(every)
-    except KeyboardInterrupt: pass
+    except KeyboardInterrupt: sys.exit(130 if job else 0)      # of the job it is not known how it ends

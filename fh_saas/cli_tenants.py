@@ -8,7 +8,7 @@ __all__ = ['tenants', 'schedules', 'health', 'freeze', 'thaw', 'usage', 'move', 
 # %% ../nbs/35_cli_tenants.ipynb #6d5b135a
 import click, os, sys
 from fastcore.basics import patch
-from .cli_frame import COUNT, Place, SECONDS, WHEN, Wrong, clean, command, find, group, main, refusing, show, show_json, when
+from .cli_frame import COUNT, NEWS, Place, SECONDS, WHEN, Wrong, clean, command, find, group, main, refusing, show, show_json, when
 from .running.moving import TenantBusy
 from .store.schedules import read_schedules
 from .store.sqlite_file import connect
@@ -40,14 +40,14 @@ def health(
     *,
     json:bool=False, # One JSON document
 ):
-    "Name the tenants that need attention; the exit code is 1 if there are any"
+    "Name the tenants that need attention; the exit code is 3 if there are any"
     with refusing():
         ts = _tenants(where)
         bad = [dict(tenant=k)|v for k,v in ts.health()['tenants'].items()]
         n = len(ts)
     if json: show_json(dict(ok=not bad, tenants=n, attention=bad))
     else: show([o|dict(since=when(o['since'])) for o in bad], 'tenant status since why', False, f'none of {n:,} tenants needs attention')
-    if bad: sys.exit(1)
+    if bad: sys.exit(NEWS)
 
 # %% ../nbs/35_cli_tenants.ipynb #d072bf42
 def _do(where, names, json, f, did):

@@ -415,6 +415,57 @@ def test_failures_are_grouped(m):
     link = re.search(r'href="(/jobs\?status=failed[^"]*)"', html)[1]
     assert 'No jobs' not in Web(m).get(link) and SECRET not in html
 
+# --- pressed twice
+
+def pressed(page, path, button):
+    "The form behind a button, as a browser sends it"
+    for f in re.findall(rf'<form[^>]*action="{path}".*?</form>', page, re.S):
+        if f'>{button}<' in f: return {k:unescape(v) for k,v in re.findall(r'<input[^>]*name="([^"]*)"[^>]*value="([^"]*)"', f)}
+    raise AssertionError(f'no button {button}')
+
+@pytest.mark.parametrize('many', [False, True])
+def test_pressed_twice_is_done_once(m, ts, many):
+    "A double click submits, retries, cancels and deletes once, and its answer is that of the first; pressed on the page that comes after, it is done again"
+    t = ts if many else m
+    jobs = ts['acme'].jobs if many else m
+    t.cron('0 9 * * *', work, name='daily')
+    w = Web(t)
+    q = '?tenant=acme' if many else ''
+    for n in 1,2:
+        form = pressed(w.get('/schedules'+q), '/schedules', 'Run now')
+        for _ in range(2):
+            w.post('/schedules', **form)
+            assert 'Submitted' in w.get('/schedules'+q)
+        assert len(jobs.list_jobs())==n
+    id, = run(jobs, boom, name='x')
+    at = f'/job?id={id}'+('&tenant=acme' if many else '')
+    form = pressed(w.get(at), '/job', 'Retry')
+    w.post('/job', **form)
+    jobs._execute_with_retry(id)
+    w.post('/job', **form)
+    assert 'It is due now.' in w.get(at) and jobs.get_job(id).status=='failed'
+    form = pressed(w.get(at), '/job', 'Delete for good')
+    for _ in range(2): assert 'It is deleted.' in w.get(w.post('/job', **form).headers['location'])
+
+def test_an_old_page_is_not_a_second_press(m, monkeypatch):
+    "What somebody asked for from another page, a while ago, is not what is asked for now"
+    m.cron('0 9 * * *', work, name='daily')
+    w,clock = Web(m),[m.clock()]
+    monkeypatch.setattr(Board, 'now', lambda self: clock[0])
+    form = pressed(w.get('/schedules'), '/schedules', 'Run now')
+    w.post('/schedules', **form)
+    clock[0] += 11
+    w.post('/schedules', **form)
+    assert len(m.list_jobs())==2
+
+def test_pressed_again_while_it_is_done(m, monkeypatch):
+    "Who cannot wait does not have it twice"
+    m.cron('0 9 * * *', work, name='daily')
+    b = Board(m)
+    def f(): assert b.act('ann', 'run', None, 'x', lambda: 1/0, 0)=='It is being done.'; return 'done'
+    assert b.act('ann', 'run', None, 'x', f, 0)=='done'
+    assert b.act('bob', 'run', None, 'x', lambda: 'his', 0)=='his', 'another person means it'
+
 # --- schedules and queues
 
 def test_schedules(m, ts):

@@ -173,9 +173,9 @@ def _go_on(v, tenant, do, f, q):
     before,done,of = v.whole('before'),v.whole('done', 0),v.whole('n', 0)
     got = []
     def some(): got.append(r := v.board.do_some(tenant, do, f, before)); return f'{r.done} jobs'+(f', {r.skipped} left as they were' if r.skipped else '')
-    v.do(f'{do} many', None if tenant==ONE else tenant, _says(v, tenant, f, do), some)
+    v.do(f'{do} many', None if tenant==ONE else tenant, _says(v, tenant, f, do), some, twice=True)       # the next of them
     done += got[0].done
-    if got[0].next is None: return v.back(v.at('/jobs', tenant, **q), f'{_SAYS[do]}: done to {done:,} jobs.')
+    if got[0].next is None: return v.back(v.at('/jobs', tenant, **q), f'{_SAYS[do]}: done to {done:,} jobs.' if done else f'{_SAYS[do]}: nothing was left to do.')
     on = v.form('/bulk', Button('Continue'), cls='inline go', tenant=tenant, do=do, **q, upto=f.upto, sure=1, n=of, done=done, before=got[0].next)
     return v.page(f'{_SAYS[do]} jobs', Section(P(Strong(f'{done:,}'), f' of about {max(of, done):,} so far.'), bar(100*done/max(of, done, 1), 'done'),
         Div(on, A('Stop here', href=v.at('/jobs', tenant, **q)), cls='row'), cls='card'))

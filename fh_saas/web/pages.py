@@ -29,7 +29,7 @@ class View:
         board:Board, # What is looked at
     ):
         self.req,self.board,self.base,self.now = req,board,req.scope.get('root_path', '').rstrip('/'),board.now()
-        self.args = req.scope.get('form') if req.method=='POST' else dict(req.query_params)
+        self.args,self._newest = req.scope.get('form') if req.method=='POST' else dict(req.query_params),None
 
 @patch
 def text(self:View,
@@ -109,6 +109,12 @@ def at(self:View,
     return self.url(path, tenant=tenant if self.board.many else None, **query)
 
 @patch
+def newest(self:View)->int:
+    "Number of what was done last; 0 for nothing"
+    if self._newest is None: self._newest = next((o['id'] for o in self.board.actions(limit=1)), 0)
+    return self._newest
+
+@patch
 def form(self:View,
     path:str, # Where it goes
     *parts, # What it shows
@@ -116,8 +122,8 @@ def form(self:View,
     **hidden # Values; None for those to leave out
 ):
     "A form that does something"
-    return Form(Input(type='hidden', name='csrf', value=self.req.scope.get('csrf', '')),
-        *[Input(type='hidden', name=k, value=v) for k,v in hidden.items() if v is not None], *parts, method='post', action=self.base+path,
+    always = dict(csrf=self.req.scope.get('csrf', ''), seen=self.newest())
+    return Form(*[Input(type='hidden', name=k, value=v) for k,v in (always|hidden).items() if v is not None], *parts, method='post', action=self.base+path,
         enctype='application/x-www-form-urlencoded', cls=cls)      # FastHTML's own default is multipart, which the guard refuses
 
 @patch
@@ -270,7 +276,8 @@ def do(self:View,
     tenant:str, # Whose it is; None where it concerns all
     what:str, # What it is done to
     f, # Does it, and gives what is to be said of it
-)->str: # What `f` gave
+    twice:bool=False, # Whether a second press is to do it again
+)->str: # What `f` gave, be it at the first press of a form that was pressed twice
     "Do something that is to be on record. Raises `HTTPException` with what stood in the way"
-    try: return self.board.act(self.who(), action, tenant, what, f)
+    try: return self.board.act(self.who(), action, tenant, what, f, None if twice else self.whole('seen'))
     except (KeyError, ValueError, TypeError, TenantBusy) as e: raise HTTPException(409, str(e.args[0] if e.args else e)+'.') from None
