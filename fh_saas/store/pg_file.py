@@ -162,8 +162,7 @@ def begin(self:PgConn,
     "Begin a transaction. A process that stands still in it is thrown out by the server, and its locks with it"
     self.turns = not alone
     self.post('begin')
-    self.post(_SET, (str(max(1, int(wait_s*1000))),))
-    self.post(f"select pg_advisory_xact_lock{'' if alone else '_shared'}({self._lock_key('main')})")
+    self.post(_SET_ALONE if alone else _SET_BESIDE, (str(max(1, int(wait_s*1000))), 0x66687300+_LOCKS['main'], self.key))
     if alone: self._sent()
 
 @patch
@@ -174,6 +173,7 @@ def commit(self:PgConn):
 STILL_S = 10.     # how long a process may stand still within a transaction of ours
 _SET = 'select '+','.join(f"set_config('{k}','{v}',true)" for k,v in dict(synchronous_commit='on', jit='off', enable_seqscan='off', enable_bitmapscan='off', enable_hashjoin='off',
     enable_mergejoin='off', idle_in_transaction_session_timeout=int(STILL_S*1000)).items())+",set_config('lock_timeout',%s,true)"
+_SET_ALONE,_SET_BESIDE = [f'{_SET},pg_advisory_xact_lock{o}(%s::int,%s::int)' for o in ('', '_shared')]      # the lock last: the timeout is for it
 
 # %% ../../nbs/store/21_pg_file.ipynb #b9e7058b
 WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000; '    # for the server's side
