@@ -243,6 +243,15 @@ def test_a_database_that_cannot_be_used(app):
     assert r.returncode==1 and [o['id'] for o in json.loads(r.stdout)]==[id] and 'globex: ' in r.stderr and 'Traceback' not in r.stderr
     ok(run('jobs', 'list', 'data', '--tenant', 'acme', cwd=app.dir))
 
+def test_a_row_that_somebody_else_wrote(sent):
+    "It is shown as it stands, and hides no other"
+    c = apsw.Connection(str(sent.dir/'a.db')); c.set_busy_timeout(5000)
+    c.execute("update tenant_jobs set progress='soon', payload='{', tags='x' where job_type='greet'"); c.close()
+    assert all(o in ok(run('jobs', 'list', 'a.db', cwd=sent.dir)) for o in sent.ids.values())
+    d = {o['id']:o for o in js(run('jobs', 'list', 'a.db', '--json', cwd=sent.dir))}
+    assert d.keys()==set(sent.ids.values()) and d[sent.ids['greet']]['payload']=='{'
+    assert 'soon' in ok(run('jobs', 'show', 'a.db', sent.ids['greet'], cwd=sent.dir))
+
 def test_tail(sent):
     "A line for each change; the log of one job, and its end as the exit code"
     p = subprocess.Popen([*fh_saas, 'jobs', 'tail', 'app:manager', '--every', '.02', '--json'], cwd=sent.dir, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

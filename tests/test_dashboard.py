@@ -435,6 +435,12 @@ def test_a_count_that_ended_says_so(ts):
     assert '<strong>1,007+</strong>' in html and '>1,000+<' in html and '1,001' not in html
     assert '>1,000+<' in Web(ts).get('/tenant?tenant=acme') and 'tenant=initech' not in html, 'where there is no job nobody is busy'
 
+def test_a_time_that_is_none_costs_no_overview(ts):
+    "Of one tenant's row that somebody else has written"
+    for o in 'acme','globex': ts[o].jobs.submit('a', work)
+    with ts['acme'].jobs._using() as lane, lane.store.writing() as c: c.execute("update tenant_jobs set run_at='soon', ready=1")
+    assert 'globex' in Web(ts).get('/')
+
 # --- pressed twice
 
 def pressed(page, path, button):

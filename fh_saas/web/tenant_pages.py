@@ -94,6 +94,11 @@ def _look(v):
         except (StoreError, KeyError) as e: bad.append((id, str(e.args[0])))
     return got,bad,leases
 
+def _time(s):
+    "In seconds since 1970; None for what is no time, of a row that somebody else has written"
+    try: return from_iso(s)
+    except (TypeError, ValueError): return None
+
 def _sum(got, *ks):
     "The sum over all tenants, which says so where one of them was not counted to its end"
     ns = [g[k] for g in got.values() for k in ks]
@@ -118,8 +123,7 @@ def home(
 ):
     "All at a glance"
     got,bad,leases = _look(v)
-    old = min((g['oldest'] for g in got.values() if g['oldest']), default=None)
-    wait = took(max(0, v.now-from_iso(old))) if old else '–'
+    wait = took(max([0., *[v.now-t for g in got.values() if (t := _time(g['oldest']))]])) if any(g['oldest'] for g in got.values()) else '–'
     tiles = Ul(tile('due', _sum(got, 'due'), v.url('/jobs', status='pending')), tile('running', _sum(got, 'running'), v.url('/jobs', status='running')),
         tile('failed', _sum(got, 'failed'), v.url('/failures'), any(g['failed'] for g in got.values())), tile('waits longest', wait),
         tile('held or parked', _sum(got, 'held', 'parked')), *([tile('tenants', f'{len(v.board.target):,}', v.url('/tenants'))] if v.board.many else []), cls='tiles')
