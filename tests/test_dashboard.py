@@ -415,6 +415,26 @@ def test_failures_are_grouped(m):
     link = re.search(r'href="(/jobs\?status=failed[^"]*)"', html)[1]
     assert 'No jobs' not in Web(m).get(link) and SECRET not in html
 
+def test_names_as_they_stand(m):
+    "A type or a schedule with blanks around it, or one of great length, is found by the links and buttons of its own pages"
+    for kind in ' padded ', 'x'*3000:
+        id, = run(m, boom, kind=kind, name='x')
+        w = Web(m)
+        for page in '/failures', f'/job?id={id}', '/jobs':
+            link = next(o for o in map(unescape, re.findall(r'href="(/jobs\?[^"]*type=[^"]*)"', w.get(page)+w.get('/failures'))) if kind.strip() in o)
+            assert id[-6:] in w.get(link)
+        assert '1 jobs' in re.sub('<[^>]*>', '', unescape(w.post('/bulk', 200, **pressed(w.get(link), '/bulk', 'Retry all…')).text))
+    m.cron('0 9 * * *', work, name=' daily ')
+    w.post('/schedules', **pressed(w.get('/schedules'), '/schedules', 'Run now'))
+
+def test_a_count_that_ended_says_so(ts):
+    "Where not all were counted, no number is given as if they had been"
+    ts['acme'].jobs.submit_many('a', work, [{} for _ in range(1100)])
+    ts['globex'].jobs.submit_many('a', work, [{} for _ in range(7)])
+    html = Web(ts).get('/')
+    assert '<strong>1,007+</strong>' in html and '>1,000+<' in html and '1,001' not in html
+    assert '>1,000+<' in Web(ts).get('/tenant?tenant=acme') and 'tenant=initech' not in html, 'where there is no job nobody is busy'
+
 # --- pressed twice
 
 def pressed(page, path, button):

@@ -69,7 +69,7 @@ def _bounds(file, f):
     high = place_of(file, to_iso(from_iso(f.until)+SLACK_S)) if f.until else _TOP
     return low,min(high, _TOP if f.upto is None else f.upto+1)
 
-# %% ../../nbs/store/14_overview.ipynb #2af5cc41
+# %% ../../nbs/store/14_overview.ipynb #b43cc99c
 TAIL = 8192
 _NAMES = ('rowid id job_type status created_at started_at completed_at run_at ready held retry_count max_retries queue priority progress cancel_at task '
           'error error_chars').split()
@@ -83,6 +83,7 @@ def _row(o, hide):
     d['error'] = hide(e) if e else None
     return d
 
+# %% ../../nbs/store/14_overview.ipynb #2af5cc41
 def _check_texts(f):
     for k in ('job_type', 'text', 'since', 'until'):
         if not isinstance(v := getattr(f, k), str|None): raise TypeError(f'{k} must be text or None, not {v!r}')

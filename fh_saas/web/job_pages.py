@@ -24,7 +24,7 @@ def asked(
 )->tuple: # (`JobFilter`, what to put into links to ask for the same)
     "Which jobs are asked for. Raises `HTTPException`"
     status = v.one_of('status', STATUSES)
-    q = dict(type=v.text('type'), status=status, text=v.text('text'), since=v.text('since'), until=v.text('until'))
+    q = dict(type=v.text('type', exact=True), status=status, text=v.text('text'), since=v.text('since'), until=v.text('until'))
     return JobFilter(q['type'], (status,) if status else STATUSES, q['text'], v.instant('since'), v.instant('until'), v.whole('upto')),q
 
 def _field(label, el, id): return Div(Label(label, fr=id), el, cls='field')
@@ -35,12 +35,12 @@ def _choice(name, options, chosen, any_='all'):
 def tenant_field(
     v:View, # The request
     tenant:str, # Which is chosen; None for none
-    name:str='tenant', # Name of the field
+    none:str='busy ones', # What is shown where none is chosen
 ):
     "Where people say which tenant they mean; nothing where there is but one database"
     if not v.board.many: return ''
     hints = Datalist(*[Option(value=o) for o in v.board.busy()], id='tenants')
-    return _field('Tenant', Div(Input(id=f'f-{name}', name=name, value=tenant or '', placeholder='busy ones', list='tenants', autocomplete='off'), hints), f'f-{name}')
+    return _field('Tenant', Div(Input(id='f-tenant', name='tenant', value=tenant or '', placeholder=none, list='tenants', autocomplete='off'), hints), 'f-tenant')
 
 def _filter_form(v, tenant, q, kinds):
     "Type, state, text and time"

@@ -94,7 +94,11 @@ def _look(v):
         except (StoreError, KeyError) as e: bad.append((id, str(e.args[0])))
     return got,bad,leases
 
-def _sum(got, k): return number(sum(g[k] for g in got.values()))
+def _sum(got, *ks):
+    "The sum over all tenants, which says so where one of them was not counted to its end"
+    ns = [g[k] for g in got.values() for k in ks]
+    n = sum(min(o, MOST) for o in ns)
+    return f'{n:,}'+'+'*(max(ns, default=0)>MOST)
 
 _IS = dict(here=('this process', 'running'), serves=('runs jobs', 'ok'), submits=('only submits', 'running'), elsewhere=('on another machine', 'ok'),
            silent=('does not renew its lease', 'bad'), dead=('died; its jobs are taken back', 'bad'))
@@ -118,8 +122,8 @@ def home(
     wait = took(max(0, v.now-from_iso(old))) if old else '–'
     tiles = Ul(tile('due', _sum(got, 'due'), v.url('/jobs', status='pending')), tile('running', _sum(got, 'running'), v.url('/jobs', status='running')),
         tile('failed', _sum(got, 'failed'), v.url('/failures'), any(g['failed'] for g in got.values())), tile('waits longest', wait),
-        tile('held or parked', number(sum(g['held']+g['parked'] for g in got.values()))), *([tile('tenants', f'{len(v.board.target):,}', v.url('/tenants'))] if v.board.many else []), cls='tiles')
-    rows = [[A(id, href=v.url('/tenant', tenant=id)), number(g['due'], MOST), number(g['running']), number(g['failed'], MOST), ago(g['oldest'], v.now)] for id,g in got.items()]
+        tile('held or parked', _sum(got, 'held', 'parked')), *([tile('tenants', f'{len(v.board.target):,}', v.url('/tenants'))] if v.board.many else []), cls='tiles')
+    rows = [[A(id, href=v.url('/tenant', tenant=id)), number(g['due'], MOST), number(g['running']), number(g['failed'], MOST), ago(g['oldest'], v.now)] for id,g in got.items() if any(g[s] for s in STATUSES)]
     note = P(f'Of the {len(got)} busiest tenants; counts end at {MOST:,} for each type and state.' if v.board.many else f'Counts end at {MOST:,} for each type and state.', cls='note')
     busy = Section(H2('Busy tenants'), table(['Tenant','Due','Running','Failed','Waits since'], rows, 'Busy tenants'), cls='card') if v.board.many and rows else ''
     return v.page('Overview', live=[tiles, note, trouble(v, bad), chart(v, [g['ended'] for g in got.values()]), _workers(v, leases), busy], next_ms=3000)
