@@ -247,11 +247,10 @@ def claim_at_once(self:PgStore,
     wait_s:float=None, # How long to wait for locks, in seconds; None for the database's default
 )->list: # `Claim`s, in the order in which they should run; None, and no claim, where a turn has to look
     "Take due jobs in a transaction of its own. Raises `StoreBusy` or `StoreError`"
+    qs = [(_AT_ONCE, (seen or '', limit, owner, now, owner, lease_until, _slack(lease_until)))]
+    if hand: qs.insert(0, (_HAND, (now, list(hand))))
     with self._short(wait_s) as c:
-        try:
-            c.begin(self.wait_s if wait_s is None else wait_s, alone=False)
-            if hand: c.post(_HAND, (now, list(hand)))
-            rows,_ = c.own_all((_AT_ONCE, (seen or '', limit, owner, now, owner, lease_until, _slack(lease_until))), ('commit', ()))
+        try: *_,rows = c.at_once(self.wait_s if wait_s is None else wait_s, *qs)
         except BaseException: _undo(c.raw); raise
     if not rows[0][0]: return None
     return sorted([Claim._make(o[1:]) for o in rows if o[1] is not None], key=_in_line)
