@@ -223,6 +223,7 @@ def test_what_is_retried_is_run_by_a_worker(sent):
     (['jobs', 'list', 'app:manager', '--since', '2026-13-01'], "'2026-13-01' is not a date", 2), (['jobs', 'list', 'app:manager', '--status', 'x'], "'pending', 'running'", 2),
     (['jobs', 'list', 'app:manager', '--tenant', 'a'], 'is one database, not tenants', 2), (['jobs', 'list', 'app:both', '--tenant', 'x'], "no tenant 'x'", 1),
     (['jobs', 'show', 'app:manager', 'x'], "no job 'x'", 1), (['jobs', 'explain', 'app:both', '\udcff'], 'no job', 1), (['jobs', 'tail', 'app:manager', 'x'], "no job 'x'", 1),
+    (['jobs', 'tail', 'app:manager', '--every', 'inf'], "'inf' is not a number of seconds", 2), (['jobs', 'tail', 'app:manager', '--every', 'nan'], 'number of seconds', 2), (['tenants', 'move', 'app:manager', 'x', '--to', ''], 'say where to', 2),
     (['jobs', 'retry', 'app:manager'], 'give ids of jobs, or --failed', 2), (['jobs', 'nothing'], "No such command 'nothing'", 2), (['jobs', 'list', 'app:manager', '--x'], 'No such option', 2),
     (['tenants', 'list', 'app:manager'], 'is one database, not Tenants', 2), (['tenants', 'freeze', 'app:manager'], 'give ids of tenants', 2),
     (['schedules', 'next', 'app:manager', 'x'], "no schedule 'x'", 1), (['schedules', 'list', 'app:both'], '--tenant', 2), (['prune', 'app:manager', '--tenant', 'x'], 'is one database', 2)])
