@@ -66,8 +66,9 @@ def chart(
     since = min(since, v.now-10)
     got,(waits,runs) = minutes(rows, since, v.now),times(rows)
     ok,bad = sum(got['completed']),sum(got['failed'])
-    says = f'{ok:,} jobs completed and {bad:,} failed in the last {took(v.now-since)}'
-    lines = [Span(f'{ok:,} completed', cls='key'), Span(f'{bad:,} failed', cls='key failed'), Span(f'in the last {took(v.now-since)}')]
+    lately = f'in the last {took(v.now-since)}'+(f', of the {len(rows):,} submitted last' if any(e.since for e in ends) else '')
+    says = f'{ok:,} jobs completed and {bad:,} failed {lately}'
+    lines = [Span(f'{ok:,} completed', cls='key'), Span(f'{bad:,} failed', cls='key failed'), Span(lately)]
     ps = [[q, took(percentile(waits, p)), span(percentile(waits, p) or 0, f'{q} waited {took(percentile(waits, p))}'),
            took(percentile(runs, p)), span(percentile(runs, p) or 0, f'{q} ran {took(percentile(runs, p))}')] for q,p in (('Half',.5), ('95 %',.95), ('99 %',.99))]
     return Div(Section(H2('Ended lately'), curves(got, says), P(*lines, cls='more note'), cls='card'),
@@ -170,7 +171,7 @@ def tenant(
     id = v.tenant()
     t = v.board.target[id]
     row,bad = t.row,[]
-    top = Section(P(Span(row.status, cls=f'badge {row.status}'), ' ', v.board.hide.text(row.trouble or row.reason or '')), _decide(v, row), cls='card')
+    top = Section(P(Span(row.status, cls=f'badge {"bad" if row.trouble else row.status}'), ' ', v.board.hide.text(row.trouble or row.reason or '')), _decide(v, row), cls='card')
     facts = Section(H2('Details'), Dl(*[e for k,x in (('Plan',row.plan), ('Time zone',row.timezone), ('Weight',row.weight), ('Jobs at once',row.max_running), ('File',row.path), ('Created',row.created_at)) if x is not None for e in (Dt(k), Dd(str(x)))], cls='facts'), cls='card')
     try:
         with v.board.reading(id) as f: g,use = glance(f),f.usage(to_iso(v.now-29*86400)[:10])
