@@ -90,7 +90,7 @@ def tenant(self:View,
     if v is not None and v not in self.board.target: raise HTTPException(404, f'There is no tenant {v!r}.')
     return v
 
-# %% ../../nbs/web/05_pages.ipynb #74d35a83
+# %% ../../nbs/web/05_pages.ipynb #f38f2e2d
 @patch
 def url(self:View,
     path:str, # Such as `/jobs`
@@ -109,6 +109,7 @@ def at(self:View,
     "A link to something of a tenant's"
     return self.url(path, tenant=tenant if self.board.many else None, **query)
 
+# %% ../../nbs/web/05_pages.ipynb #74d35a83
 @patch
 def newest(self:View)->int:
     "Number of what was done last; 0 for nothing"
