@@ -116,7 +116,8 @@ def total_changes(self:PgConn)->int:
     return self._all
 
 # %% ../../nbs/store/21_pg_file.ipynb #a0e93224
-_together = (lambda raw: raw.pipeline()) if psycopg.capabilities.has_pipeline() else (lambda raw: nullcontext())
+_pipes = psycopg.capabilities.has_pipeline()
+_together = (lambda raw: raw.pipeline()) if _pipes else (lambda raw: nullcontext())
 
 @patch
 def _sent(self:PgConn, *qs):
@@ -166,8 +167,12 @@ def begin(self:PgConn,
     "Begin a transaction. A process that stands still in it is thrown out by the server, and its locks with it"
     self.turns = not alone
     self.post('begin')
-    self.post(_SET_ALONE if alone else _SET_BESIDE, (str(max(1, int(wait_s*1000))), 0x66687300+_LOCKS['main'], self.key))
+    self._set(wait_s, alone)
     if alone: self._sent()
+
+@patch
+def _set(self:PgConn, wait_s, alone):
+    self.post(_SET_ALONE if alone else _SET_BESIDE, (str(max(1, int(wait_s*1000))), 0x66687300+_LOCKS['main'], self.key))
 
 @patch
 def commit(self:PgConn):
@@ -178,6 +183,20 @@ STILL_S = 10.     # how long a process may stand still within a transaction of o
 _SET = 'select '+','.join(f"set_config('{k}','{v}',true)" for k,v in dict(synchronous_commit='on', jit='off', enable_seqscan='off', enable_bitmapscan='off', enable_hashjoin='off',
     enable_mergejoin='off', idle_in_transaction_session_timeout=int(STILL_S*1000)).items())+",set_config('lock_timeout',%s,true)"
 _SET_ALONE,_SET_BESIDE = [f'{_SET},pg_advisory_xact_lock{o}(%s::int,%s::int)' for o in ('', '_shared')]      # the lock last: the timeout is for it
+
+# %% ../../nbs/store/21_pg_file.ipynb #345854f6
+@patch
+def at_once(self:PgConn,
+    wait_s:float, # Longest wait for a lock, in seconds
+    *qs, # Pairs (one statement of PostgreSQL's own, its values)
+)->list: # What each gave, once all is committed
+    "A transaction beside the turns of others whose statements are known from the start: one message, one answer"
+    if _pipes:
+        self.turns = True
+        self._set(wait_s, False)
+        return self.own_all(*qs)
+    self.begin(wait_s, False)
+    return self.own_all(*qs, ('commit', ()))[:-1]
 
 # %% ../../nbs/store/21_pg_file.ipynb #b9e7058b
 WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000; '    # for the server's side
