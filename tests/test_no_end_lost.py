@@ -11,7 +11,7 @@ from fh_saas.running.context import JobContext
 from fh_saas.retry import Discard, RetryIn, RetryPolicy, Snooze
 from fh_saas.store.base import StoreBusy
 from fh_saas.web.board import Board
-from util import done, until
+from util import done, heard, until
 
 # --- what a task raises
 
@@ -180,3 +180,20 @@ def test_many_escaped_quotes_are_hidden_in_time(monkeypatch):
     s = '\\"'*200_000
     t = time.thread_time()
     assert Redactor().text(f'password="{s}", x=1')==f'password={MASK}, x=1' and time.thread_time()-t<1
+
+# --- what was undone
+
+def test_a_cancel_that_was_undone_is_not_told(t, monkeypatch):
+    "Nor is the function forgotten of a job that would have ended with it"
+    m = t.look()
+    ran.clear()
+    a,_ = m.submit('x', note, x='parent')
+    b,_ = m.options(after=[a]).submit('x', lambda: note('child'))
+    store,old = type(m._lane.store),type(m._lane.store).over
+    def over(self, *a, **k): old(self, *a, **k); raise StoreBusy('t.db is locked')
+    with heard() as h:
+        with monkeypatch.context() as mp, pytest.raises(StoreBusy): mp.setattr(store, 'over', over); m.cancel(a)
+        m.submit('x', note, x='other')
+        assert not h['job.failed', b] and m.run_due()==3 and sorted(ran)==['child', 'other', 'parent']
+    c,_ = m.submit('x', note, x='parent'); d,_ = m.options(after=[c]).submit('x', note)
+    with heard() as h: m.cancel(c); assert h['job.failed', d]==1
