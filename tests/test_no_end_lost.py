@@ -195,5 +195,5 @@ def test_a_cancel_that_was_undone_is_not_told(t, monkeypatch):
         with monkeypatch.context() as mp, pytest.raises(StoreBusy): mp.setattr(store, 'over', over); m.cancel(a)
         m.submit('x', note, x='other')
         assert not h['job.failed', b] and m.run_due()==3 and sorted(ran)==['child', 'other', 'parent']
-    c,_ = m.submit('x', note, x='parent'); d,_ = m.options(after=[c]).submit('x', note)
+    c,_ = m.submit('x', note, x='parent'); d,_ = m.options(after=[c]).submit('x', note, x='child')
     with heard() as h: m.cancel(c); assert h['job.failed', d]==1
