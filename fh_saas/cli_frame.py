@@ -79,7 +79,14 @@ class _When(click.ParamType):
         except ValueError: self.fail(f'{value!r} is not a date, such as 2026-01-31 or 2026-01-31T09:00+02:00', param, ctx)
         return d if d.tzinfo else d.replace(tzinfo=timezone.utc)
 
-COUNT,SECONDS,WHEN,STATUS = click.IntRange(1),click.FloatRange(0),_When(),click.Choice(STATUSES)
+class _Seconds(click.FloatRange):
+    "Seconds that a thread can sleep"
+    def convert(self, value, param, ctx):
+        s = super().convert(value, param, ctx)
+        if not s<=1e9: self.fail(f'{value!r} is not a number of seconds', param, ctx)      # nor is nan
+        return s
+
+COUNT,SECONDS,WHEN,STATUS = click.IntRange(1),_Seconds(0),_When(),click.Choice(STATUSES)
 
 class _Argument(click.Argument):
     def __init__(self, *args, doc, **kwargs): super().__init__(*args, **kwargs); self.doc = doc

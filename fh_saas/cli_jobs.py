@@ -24,24 +24,29 @@ def record(
     "A job for programs"
     d = asdict(j)
     for k in _JSON:
-        if d[k] is not None: d[k] = msgspec.json.decode(d[k])
+        if d[k] is not None: d[k] = _decoded(d[k])
     return dict(tenant=tenant)|d if tenant else d
+
+def _decoded(s):
+    "JSON of a column; as text where it is none, for anybody may have written the row"
+    try: return msgspec.json.decode(s)
+    except (ValueError, RecursionError): return s
 
 def _last(s): return next((o for o in reversed((s or '').splitlines()) if o.strip()), '')
 
 def _come(j):
     "How far it has come, as text"
     if not j.progress: return ''
-    p = msgspec.json.decode(j.progress)
-    n = f'{clean(p["done"])} of {clean(p["total"])}' if p['total'] is not None else clean(p['done'])
-    return n+(f', {p["message"]}' if p['message'] else '')
+    if not isinstance(p := _decoded(j.progress), dict): return clean(j.progress)
+    n = clean(p.get('done'))+(f' of {clean(p["total"])}' if p.get('total') is not None else '')
+    return n+(f', {p["message"]}' if p.get('message') else '')
 
 def row(
     tenant:str, # Its tenant; '' where there is but one database
     j:TenantJob, # The job
 )->dict:
     "A job for people"
-    made = j.retry_count+(j.status in ('running', 'completed'))
+    made = (j.retry_count or 0)+(j.status in ('running', 'completed'))
     note = _last(j.error_log) if j.error_log and j.status!='completed' else '' if j.status=='completed' else _come(j)
     return dict(tenant=tenant, id=j.id, type=j.job_type, status=j.status, tries=f'{made}/{j.max_retries}', created=when(j.created_at),
                 started=when(j.started_at), ended=when(j.completed_at), note=note)

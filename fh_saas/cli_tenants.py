@@ -123,10 +123,11 @@ def move(
     json:bool=False, # One JSON document
 ):
     "Move a tenant's database with its jobs, those in flight included; to a server the same command again ends a move that was cut short"
-    if (to is None)==(place is None): raise click.UsageError('say where to: --to PLACE', click.get_current_context())
+    dest = (to or '')+(place or '')
+    if not dest.strip() or to and place: raise click.UsageError('say where to: --to PLACE', click.get_current_context())
     with refusing(TenantBusy, ImportError):
         ts,tables = _tenants(where),[o.strip() for o in (tables or '').split(',') if o.strip()]
-        t,left = (_move_up if '://' in (to or place) else _move)(ts, tenant, to or place, drain, tables, layout)
+        t,left = (_move_up if '://' in dest else _move)(ts, tenant, dest, drain, tables, layout)
     if json: return show_json(dict(tenant=t.id, path=t.path)|left)
     click.echo(f'{t.id}: {t.path}')
     if left: click.echo(f'{clean(left["file"])} can be removed'+(f'; it has tables that did not move: {clean(", ".join(left["left"]))}' if left['left'] else ''))

@@ -223,6 +223,7 @@ def test_what_is_retried_is_run_by_a_worker(sent):
     (['jobs', 'list', 'app:manager', '--since', '2026-13-01'], "'2026-13-01' is not a date", 2), (['jobs', 'list', 'app:manager', '--status', 'x'], "'pending', 'running'", 2),
     (['jobs', 'list', 'app:manager', '--tenant', 'a'], 'is one database, not tenants', 2), (['jobs', 'list', 'app:both', '--tenant', 'x'], "no tenant 'x'", 1),
     (['jobs', 'show', 'app:manager', 'x'], "no job 'x'", 1), (['jobs', 'explain', 'app:both', '\udcff'], 'no job', 1), (['jobs', 'tail', 'app:manager', 'x'], "no job 'x'", 1),
+    (['jobs', 'tail', 'app:manager', '--every', 'inf'], "'inf' is not a number of seconds", 2), (['jobs', 'tail', 'app:manager', '--every', 'nan'], 'number of seconds', 2), (['tenants', 'move', 'app:manager', 'x', '--to', ''], 'say where to', 2),
     (['jobs', 'retry', 'app:manager'], 'give ids of jobs, or --failed', 2), (['jobs', 'nothing'], "No such command 'nothing'", 2), (['jobs', 'list', 'app:manager', '--x'], 'No such option', 2),
     (['tenants', 'list', 'app:manager'], 'is one database, not Tenants', 2), (['tenants', 'freeze', 'app:manager'], 'give ids of tenants', 2),
     (['schedules', 'next', 'app:manager', 'x'], "no schedule 'x'", 1), (['schedules', 'list', 'app:both'], '--tenant', 2), (['prune', 'app:manager', '--tenant', 'x'], 'is one database', 2)])
@@ -242,6 +243,15 @@ def test_a_database_that_cannot_be_used(app):
     r = run('jobs', 'list', 'data', '--json', cwd=app.dir)
     assert r.returncode==1 and [o['id'] for o in json.loads(r.stdout)]==[id] and 'globex: ' in r.stderr and 'Traceback' not in r.stderr
     ok(run('jobs', 'list', 'data', '--tenant', 'acme', cwd=app.dir))
+
+def test_a_row_that_somebody_else_wrote(sent):
+    "It is shown as it stands, and hides no other"
+    c = apsw.Connection(str(sent.dir/'a.db')); c.set_busy_timeout(5000)
+    c.execute("update tenant_jobs set progress='soon', payload='{', tags='x' where job_type='greet'"); c.close()
+    assert all(o in ok(run('jobs', 'list', 'a.db', cwd=sent.dir)) for o in sent.ids.values())
+    d = {o['id']:o for o in js(run('jobs', 'list', 'a.db', '--json', cwd=sent.dir))}
+    assert d.keys()==set(sent.ids.values()) and d[sent.ids['greet']]['payload']=='{'
+    assert 'soon' in ok(run('jobs', 'show', 'a.db', sent.ids['greet'], cwd=sent.dir))
 
 def test_tail(sent):
     "A line for each change; the log of one job, and its end as the exit code"

@@ -25,6 +25,7 @@ EVIL = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "' onmous
 SECRET = 'hunter2-' + 'x'*20
 
 def work(**kw): return kw
+def shout(): raise ValueError('x'*3000)
 def boom(**kw): raise ValueError(f'<b>bad</b> password={SECRET} in {kw.get("name")}')
 
 def client(app, base='http://127.0.0.1', host='127.0.0.1', **kw): return TestClient(app, base_url=base, client=(host, 1), **kw)
@@ -63,13 +64,13 @@ def run(m, func, n=1, tries=1, kind='mail', **kw):
 
 @pytest.fixture
 def m(tmp_path):
-    m = BackgroundTaskManager(database(tmp_path/'t.db'), tasks=[work, boom], worker=False)
+    m = BackgroundTaskManager(database(tmp_path/'t.db'), tasks=[work, boom, shout], worker=False)
     yield m
     m.close()
 
 @pytest.fixture
 def ts(tmp_path):
-    ts = Tenants(tmp_path/'ts', tasks=[work, boom], worker=False)
+    ts = Tenants(tmp_path/'ts', tasks=[work, boom, shout], worker=False)
     for o in ('acme', 'globex', 'initech'): ts.create(o)
     yield ts
     ts.close()
@@ -197,8 +198,8 @@ def test_no_parameter_breaks_a_page(fuzzed, path, args, many):
 @pytest.fixture(scope='module')
 def fuzzed(tmp_path_factory):
     d = tmp_path_factory.mktemp('fuzz')
-    m = BackgroundTaskManager(database(d/'t.db'), tasks=[work, boom], worker=False)
-    ts = Tenants(d/'ts', tasks=[work, boom], worker=False)
+    m = BackgroundTaskManager(database(d/'t.db'), tasks=[work, boom, shout], worker=False)
+    ts = Tenants(d/'ts', tasks=[work, boom, shout], worker=False)
     for o in ('acme', 'globex'): ts.create(o)
     filled(m); filled(ts['acme'].jobs)
     yield {False:Web(m), True:Web(ts)}
@@ -434,6 +435,34 @@ def test_a_count_that_ended_says_so(ts):
     html = Web(ts).get('/')
     assert '<strong>1,007+</strong>' in html and '>1,000+<' in html and '1,001' not in html
     assert '>1,000+<' in Web(ts).get('/tenant?tenant=acme') and 'tenant=initech' not in html, 'where there is no job nobody is busy'
+
+def test_a_time_that_is_none_costs_no_overview(ts):
+    "Of one tenant's row that somebody else has written"
+    for o in 'acme','globex': ts[o].jobs.submit('a', work)
+    with ts['acme'].jobs._using() as lane, lane.store.writing() as c: c.execute("update tenant_jobs set run_at='soon', ready=1")
+    assert 'globex' in Web(ts).get('/')
+
+def test_a_chart_says_of_what_it_is(m):
+    "Of 600 that are over, 500 are looked at: a job that was submitted first and ended last is not among them, and so it is said"
+    from fh_saas.store.base import Ack
+    m.submit_many('a', work, [{} for _ in range(600)])
+    assert 'submitted last' not in Web(m).get('/')
+    with m._using() as lane:
+        with lane.store.writing(): cs = lane.store.claim('me', '2026-01-01T00:00:00.000000Z', 600, lease_until='2036-01-01T00:00:00.000000Z')
+        with lane.store.writing() as c: c.execute("update tenant_jobs set status='completed', ready=null, run_at=null, completed_at=?", (f'2036-01-01T00:00:00.000000Z',))
+    assert 'of the 500 submitted last' in Web(m).get('/')
+
+def test_a_broken_tenant_looks_it(ts):
+    "Its state is no good news, and a reason of any length leaves the buttons in sight"
+    w,path = Web(ts),ts['acme'].path
+    ts._pool.close()
+    open(path, 'wb').write(b'x'*8000)
+    ts.registry.set('acme', trouble='its file is broken')
+    html = w.get('/tenant?tenant=acme')
+    assert 'class="badge bad">active' in html and 'class="badge active"' not in html
+    id,t = ts['globex'].jobs.submit('a', shout, 1); t.func(*t.args)
+    why = re.search(r'class="why">([^<]*)', w.get(f'/job?tenant=globex&id={id}'))[1]
+    assert len(why)<=401 and why.endswith('…')
 
 # --- pressed twice
 

@@ -29,6 +29,24 @@ def test_one_answer_and_in_order(make, monkeypatch):
     assert s.read('select id,lease_until from tenant_workers')==[('me', _T(59))]
     assert (ids(now_of(s)), now_of(s)) == (['h','z'], [])
 
+@pytest.mark.parametrize('pipes', [True, False])
+def test_all_or_nothing(make, monkeypatch, pipes):
+    "What fails last, in the commit, undoes the rest and is raised; a driver without a pipeline does the same"
+    from contextlib import nullcontext
+    from fh_saas.store import pg_file
+    if not pipes:
+        monkeypatch.setattr(pg_file, '_pipes', False); monkeypatch.setattr(pg_file, '_together', lambda raw: nullcontext())
+    s = make()
+    s.insert([new_job('a'), new_job('h', ready=HANDED)])
+    with s._short() as c:
+        c.raw.execute("""create function no() returns trigger language plpgsql as 'begin raise exception ''no''; end'""")
+        c.raw.execute("create constraint trigger no after update on tenant_jobs deferrable initially deferred for each row execute function no()")
+    for _ in range(8):                                  # as often as it takes to have it prepared
+        with pytest.raises(StoreError, match='no'): now_of(s, hand=['h'])
+    assert s.read("select status,ready from tenant_jobs order by id")==[('pending', DUE), ('pending', HANDED)] and s.read('select id from tenant_workers')==[]
+    with s._short() as c: c.raw.execute('drop trigger no on tenant_jobs')
+    assert ids(now_of(s, hand=['h']))==['a','h']
+
 def test_nobody_goes_on_record_for_nothing(make):
     s = make()
     assert now_of(s)==[] and s.read('select id from tenant_workers')==[]

@@ -176,15 +176,15 @@ def queues(
 
 # %% ../../nbs/store/14_overview.ipynb #930ed262
 class Ended(NamedTuple):
-    "Jobs that are over, newest first"
+    "Jobs that are over, those that were submitted last first"
     rows: list # Tuples (job_type, status, created_at, started_at, completed_at, retry_count)
-    since: str # From then on these are all; None if they are all there are
+    since: str # From then on these are all that were not submitted before them; None if they are all there are
 
 def ended(
     file, # A `SqliteFile`
     limit:int=2000, # At most so many
 )->Ended:
-    "The newest jobs that are over"
+    "Of the jobs that are over those that were submitted last"
     places = _places(file, JobFilter(statuses=FINAL), _TOP, 0, limit)
     rows = file.read('''select job_type,status,created_at,started_at,completed_at,retry_count from json_each(?) v cross join tenant_jobs j on j.rowid=cast(v.value as integer)
         order by v.key''', (_json(places),))

@@ -91,6 +91,7 @@ def _put_rows(c, jobs):
     if len(jobs)==1: c.own(_INSERT_1, _values(jobs[0]))
     elif jobs: c.own(_INSERT, _columns([_values(o) for o in jobs]))
 
+# %% ../../nbs/store/22_postgres.ipynb #dbbc712b
 @patch
 def insert(self:PgStore,
     jobs:list, # `NewJob`s
@@ -167,6 +168,13 @@ def claim(self:PgStore,
     if len(got)>1: got.sort(key=_in_line)
     return got
 
+# %% ../../nbs/store/22_postgres.ipynb #cf1777e4
+@patch
+def _own(self:PgStore, sql, args=()):
+    "Rows that a statement of PostgreSQL's own changed"
+    self._c.own(sql, args)
+    return self._c.changes()
+
 @patch
 def promote(self:PgStore,
     now:str, # The time
@@ -176,6 +184,7 @@ def promote(self:PgStore,
     return self._own(f'''with j as (select rowid from tenant_jobs where ready<=0 and run_at<=%s order by run_at limit %s{_SKIP})
         update tenant_jobs t set ready=1 from j where t.rowid=j.rowid''', (now, limit))
 
+# %% ../../nbs/store/22_postgres.ipynb #43a9b9e6
 @patch
 def hand(self:PgStore,
     ids:list, # Job ids
@@ -185,12 +194,6 @@ def hand(self:PgStore,
     self._c.post(_HAND, (now, list(ids)))
 
 _HAND = "update tenant_jobs set ready=1, run_at=%s where id=any(%s) and status='pending' and ready=-1"
-
-@patch
-def _own(self:PgStore, sql, args=()):
-    "Rows that a statement of PostgreSQL's own changed"
-    self._c.own(sql, args)
-    return self._c.changes()
 
 # %% ../../nbs/store/22_postgres.ipynb #34a7c7d6
 _GLANCE = """select coalesce((select json_agg(json_build_array(id,lease_until)) from tenant_workers),'[]'), exists(select 1 from tenant_jobs where ready=3),
@@ -247,11 +250,10 @@ def claim_at_once(self:PgStore,
     wait_s:float=None, # How long to wait for locks, in seconds; None for the database's default
 )->list: # `Claim`s, in the order in which they should run; None, and no claim, where a turn has to look
     "Take due jobs in a transaction of its own. Raises `StoreBusy` or `StoreError`"
+    qs = [(_AT_ONCE, (seen or '', limit, owner, now, owner, lease_until, _slack(lease_until)))]
+    if hand: qs.insert(0, (_HAND, (now, list(hand))))
     with self._short(wait_s) as c:
-        try:
-            c.begin(self.wait_s if wait_s is None else wait_s, alone=False)
-            if hand: c.post(_HAND, (now, list(hand)))
-            rows,_ = c.own_all((_AT_ONCE, (seen or '', limit, owner, now, owner, lease_until, _slack(lease_until))), ('commit', ()))
+        try: *_,rows = c.at_once(self.wait_s if wait_s is None else wait_s, *qs)
         except BaseException: _undo(c.raw); raise
     if not rows[0][0]: return None
     return sorted([Claim._make(o[1:]) for o in rows if o[1] is not None], key=_in_line)

@@ -250,7 +250,7 @@ def job(
     log = Section(H2('Log'), value(h.text(o['log']), 'Log'), cls='card') if o['log'] else ''
     more = [Section(H2(name), value(h.json(o[k], 2), name), cls='card') for k,name in (('payload','Payload'), ('result','Result'), ('cursor','Cursor')) if o[k]]
     done = Section(H2('Steps'), Dl(*[e for k,r in steps.items() for e in (Dt(h.text(k)), Dd(h.json(r) or '–'))], cls='facts'), cls='card') if steps else ''
-    top = Section(P(Span(*badge(o)), ' ', Span(h.text(why), cls='why')), _progress(v, o), _buttons(v, o, tenant), cls='card')
+    top = Section(P(Span(*badge(o)), ' ', Span(last_line(h.text(why), 400), cls='why')), _progress(v, o), _buttons(v, o, tenant), cls='card')
     return v.page(f'{o["job_type"]}', P(A('All jobs', href=v.at('/jobs', tenant)), ' · ', A('of this type', href=v.at('/jobs', tenant, type=o['job_type'])), cls='crumbs'),
         live=[top, err, Section(H2('What happened'), _timeline(v, o), cls='card'), *more, log, done, _relatives(v, tenant, folks, kids), Section(H2('Details'), _facts(v, o, tenant), cls='card')],
         next_ms=1000 if o['status'] in DOES['cancel'] else 5000)
