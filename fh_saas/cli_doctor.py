@@ -9,7 +9,7 @@ __all__ = ['NETWORK', 'MIB', 'KEEP', 'Finding', 'versions', 'clock', 'open_files
 # %% ../nbs/36_cli_doctor.ipynb #96fa6521
 import apsw, click, os, shutil, stat, sys, time
 from dataclasses import dataclass
-from .cli_frame import Place, clean, command, find, main, refusing, show_json
+from .cli_frame import NEWS, Place, clean, command, find, main, refusing, show_json
 from .ids import from_iso
 from .store.sqlite_file import VERSION
 try: import resource
@@ -76,7 +76,7 @@ def fs_type(
     best = '',None
     for o in mounts.splitlines():
         _,at,typ,*_ = o.split(' ')
-        at = at.encode().decode('unicode_escape')
+        at = at.encode('latin-1', 'backslashreplace').decode('unicode_escape')      # blanks are \040 there
         if len(at)>=len(best[0]) and (path==at or path.startswith(at.rstrip('/')+'/')): best = at,typ
     return best[1]
 
@@ -180,7 +180,7 @@ def _alive(p):
 
 def _mounts():
     try:
-        with open('/proc/self/mounts') as f: return f.read()
+        with open('/proc/self/mounts', encoding='utf-8', errors='surrogateescape') as f: return f.read()
     except OSError: return ''
 
 def examine(
@@ -213,7 +213,7 @@ def doctor(
     tenant:str=None, # Only this tenant's database
     json:bool=False, # One JSON document
 ):
-    "Say what is wrong with this machine or these databases and what to change; the exit code is 1 if there is a problem"
+    "Say what is wrong with this machine or these databases and what to change; the exit code is 3 if there is a problem"
     if tenant and where is None: raise click.UsageError('--tenant needs the tenants', click.get_current_context())
     with refusing(): fs = examine(find(where, tenant) if where is not None else None)
     bad = sum(o.state=='problem' for o in fs)
@@ -223,4 +223,4 @@ def doctor(
             click.echo(click.style(f'{o.state:<9}', fg=dict(ok='green', advice='yellow', problem='red')[o.state])+f'{o.check:<13}{clean(o.found)}')
             if o.change: click.echo(f'{"":<22}{clean(o.change)}')
         click.echo(f'{bad} problem{"s"*(bad!=1)}')
-    if bad: sys.exit(1)
+    if bad: sys.exit(NEWS)

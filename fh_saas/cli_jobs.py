@@ -10,7 +10,7 @@ __all__ = ['COLS', 'jobs', 'NEWEST', 'WATCHED', 'record', 'row', 'find_job', 'ex
 import click, msgspec, sys, time
 from dataclasses import asdict
 from fastcore.basics import patch
-from .cli_frame import COUNT, Place, SECONDS, STATUS, WHEN, clean, command, find, group, refusing, show, show_json, when
+from .cli_frame import COUNT, NEWS, Place, SECONDS, STATUS, WHEN, clean, command, find, group, refusing, show, show_json, when
 from .store.base import FINAL
 from .utils_bgtsk import JobNotFound, TenantJob
 
@@ -24,24 +24,29 @@ def record(
     "A job for programs"
     d = asdict(j)
     for k in _JSON:
-        if d[k] is not None: d[k] = msgspec.json.decode(d[k])
+        if d[k] is not None: d[k] = _decoded(d[k])
     return dict(tenant=tenant)|d if tenant else d
+
+def _decoded(s):
+    "JSON of a column; as text where it is none, for anybody may have written the row"
+    try: return msgspec.json.decode(s)
+    except (ValueError, RecursionError): return s
 
 def _last(s): return next((o for o in reversed((s or '').splitlines()) if o.strip()), '')
 
 def _come(j):
     "How far it has come, as text"
     if not j.progress: return ''
-    p = msgspec.json.decode(j.progress)
-    n = f'{clean(p["done"])} of {clean(p["total"])}' if p['total'] is not None else clean(p['done'])
-    return n+(f', {p["message"]}' if p['message'] else '')
+    if not isinstance(p := _decoded(j.progress), dict): return clean(j.progress)
+    n = clean(p.get('done'))+(f' of {clean(p["total"])}' if p.get('total') is not None else '')
+    return n+(f', {p["message"]}' if p.get('message') else '')
 
 def row(
     tenant:str, # Its tenant; '' where there is but one database
     j:TenantJob, # The job
 )->dict:
     "A job for people"
-    made = j.retry_count+(j.status in ('running', 'completed'))
+    made = (j.retry_count or 0)+(j.status in ('running', 'completed'))
     note = _last(j.error_log) if j.error_log and j.status!='completed' else '' if j.status=='completed' else _come(j)
     return dict(tenant=tenant, id=j.id, type=j.job_type, status=j.status, tries=f'{made}/{j.max_retries}', created=when(j.created_at),
                 started=when(j.started_at), ended=when(j.completed_at), note=note)
@@ -236,7 +241,7 @@ def _follow(m, id, every, say):
 @command(jobs)
 def tail(
     where:str, # The app, a folder or a file, as in `jobs list`
-    job:str=None, # Only this job, with its log, until it is over; the exit code is 1 if it was not completed
+    job:str=None, # Only this job, with its log, until it is over; the exit code is 3 if it was not completed, 1 if that cannot be seen, 130 after Ctrl-C
     *,
     tenant:str=None, # Only this tenant
     limit:COUNT=10, # Jobs to begin with
@@ -255,9 +260,9 @@ def tail(
             p = find(where, tenant)
             if job:
                 t,m,_ = find_job(p, job)
-                sys.exit(0 if _follow(m, job, every, lambda j,line: tell(t, j, line))=='completed' else 1)
+                sys.exit(0 if _follow(m, job, every, lambda j,line: tell(t, j, line))=='completed' else NEWS)
             watch = Tail(p, limit)
             while True:
                 for o in watch.look(): tell(*o)
                 time.sleep(every)
-    except KeyboardInterrupt: pass
+    except KeyboardInterrupt: sys.exit(130 if job else 0)      # of the job it is not known how it ends

@@ -8,7 +8,7 @@ __all__ = ['tenants', 'schedules', 'health', 'freeze', 'thaw', 'usage', 'move', 
 # %% ../nbs/35_cli_tenants.ipynb #6d5b135a
 import click, os, sys
 from fastcore.basics import patch
-from .cli_frame import COUNT, Place, SECONDS, WHEN, Wrong, clean, command, find, group, main, refusing, show, show_json, when
+from .cli_frame import COUNT, NEWS, Place, SECONDS, WHEN, Wrong, clean, command, find, group, main, refusing, show, show_json, when
 from .running.moving import TenantBusy
 from .store.schedules import read_schedules
 from .store.sqlite_file import connect
@@ -40,14 +40,14 @@ def health(
     *,
     json:bool=False, # One JSON document
 ):
-    "Name the tenants that need attention; the exit code is 1 if there are any"
+    "Name the tenants that need attention; the exit code is 3 if there are any"
     with refusing():
         ts = _tenants(where)
         bad = [dict(tenant=k)|v for k,v in ts.health()['tenants'].items()]
         n = len(ts)
     if json: show_json(dict(ok=not bad, tenants=n, attention=bad))
     else: show([o|dict(since=when(o['since'])) for o in bad], 'tenant status since why', False, f'none of {n:,} tenants needs attention')
-    if bad: sys.exit(1)
+    if bad: sys.exit(NEWS)
 
 # %% ../nbs/35_cli_tenants.ipynb #d072bf42
 def _do(where, names, json, f, did):
@@ -123,10 +123,11 @@ def move(
     json:bool=False, # One JSON document
 ):
     "Move a tenant's database with its jobs, those in flight included; to a server the same command again ends a move that was cut short"
-    if (to is None)==(place is None): raise click.UsageError('say where to: --to PLACE', click.get_current_context())
+    dest = (to or '')+(place or '')
+    if not dest.strip() or to and place: raise click.UsageError('say where to: --to PLACE', click.get_current_context())
     with refusing(TenantBusy, ImportError):
         ts,tables = _tenants(where),[o.strip() for o in (tables or '').split(',') if o.strip()]
-        t,left = (_move_up if '://' in (to or place) else _move)(ts, tenant, to or place, drain, tables, layout)
+        t,left = (_move_up if '://' in dest else _move)(ts, tenant, dest, drain, tables, layout)
     if json: return show_json(dict(tenant=t.id, path=t.path)|left)
     click.echo(f'{t.id}: {t.path}')
     if left: click.echo(f'{clean(left["file"])} can be removed'+(f'; it has tables that did not move: {clean(", ".join(left["left"]))}' if left['left'] else ''))

@@ -35,14 +35,24 @@ def span(
         if s>=n: return f'{s//n} {unit}'+(f' {s%n//k} {part}' if s%n//k else '')
     return f'{s} s'
 
-# %% ../nbs/30_components.ipynb #c5ac9e98
-def _said(job): return msgspec.json.decode(job.progress) if job.progress else {}
+# %% ../nbs/30_components.ipynb #86d6ba25
+def _said(job):
+    "What the task said of its progress"
+    try: p = msgspec.json.decode(job.progress or '{}')
+    except (ValueError, RecursionError): return {}
+    return p if isinstance(p, dict) else {}
+
+def _at(s):
+    "A time in seconds since 1970; None for what is none"
+    try: return from_iso(s)
+    except (TypeError, ValueError): return None
 
 def _part(job):
     "How much of it is done, from 0 to 1; None where that is not known"
-    p = _said(job)
-    return min(1., p['done']/p['total']) if p.get('total') else None
+    done,total = [_said(job).get(k) for k in ('done', 'total')]
+    return min(1., max(0., done/total)) if all(type(o) in (int, float) for o in (done, total)) and total>0 else None
 
+# %% ../nbs/30_components.ipynb #c5ac9e98
 def facts(
     job:TenantJob, # The job
     now:float, # Seconds since 1970
@@ -50,15 +60,16 @@ def facts(
 )->list: # Texts
     "What there is to say about it, beside its status"
     p,part,out = _said(job),_part(job),[]
+    began,over,due,said = map(_at, (job.started_at, job.completed_at, job.run_at, p.get('at')))
     if part is not None and job.status!='completed': out.append(f'{int(100*part)} %')
-    if p.get('message') and job.status not in ('completed', 'pending'): out.append(p['message'])
-    if job.status=='running' and job.started_at:
-        s = now-from_iso(job.started_at)
+    if p.get('message') and job.status not in ('completed', 'pending'): out.append(str(p['message']))
+    if job.status=='running' and began:
+        s = now-began
         out.append(words['elapsed'].format(span(s)))
-        left = (from_iso(p['at'])-from_iso(job.started_at))*(1-part)/part if part and s>=2 else 0
+        left = (said-began)*(1-part)/part if part and said and s>=2 else 0
         if left>=1: out.append(words['left'].format(span(left)))
-    if job.status=='pending' and job.retry_count and job.run_at and (s := from_iso(job.run_at)-now)>0: out.append(words['again'].format(span(s)))
-    if job.status in ('completed', 'failed') and job.started_at and job.completed_at and (s := from_iso(job.completed_at)-from_iso(job.started_at))>=.5: out.append(words['took'].format(span(s)))
+    if job.status=='pending' and job.retry_count and due and (s := due-now)>0: out.append(words['again'].format(span(s)))
+    if job.status in ('completed', 'failed') and began and over and (s := over-began)>=.5: out.append(words['took'].format(span(s)))
     return out
 
 # %% ../nbs/30_components.ipynb #e40161eb
@@ -69,8 +80,8 @@ def every(
     now:float, # Seconds since 1970
 )->float: # Seconds until it should be asked for again
     "How long nothing is likely to change"
-    s = now-max([from_iso(o) for o in (job.created_at, job.started_at, _said(job).get('at')) if o], default=now)
-    if job.status=='pending' and job.run_at and job.ready!=-1: s = max(s, 4*(from_iso(job.run_at)-now))      # a retry that is still to come; a grace for its request is none
+    s = now-max([t for o in (job.created_at, job.started_at, _said(job).get('at')) if (t := _at(o))], default=now)
+    if job.status=='pending' and job.ready!=-1 and (due := _at(job.run_at)): s = max(s, 4*(due-now))      # a retry that is still to come; a grace for its request is none
     return round(min(MOST_S, max(FIRST_S, s/6)), 1)
 
 # %% ../nbs/30_components.ipynb #d2445f0a

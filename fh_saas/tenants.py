@@ -616,8 +616,9 @@ def _make_with_app(self:Tenants, id, kw):
         raise
 
 @patch
-def _free(self:Tenants, id, path):
-    if r := self.registry.by_path(self.registry.keep(path)): raise ValueError(f'open gave tenant {id!r} the database of {r.id!r}: {path}')
+def _free(self:Tenants, id, path, identity=None):
+    rival = next((o for o in self.registry.rows('deleting') if identity and o.identity==identity and o.path is None and o.id!=id), None)
+    if r := rival or self.registry.by_path(self.registry.keep(path)): raise ValueError(f'open gave tenant {id!r} the database of {r.id!r}: {path}')
 
 # %% ../nbs/22_tenants.ipynb #aac79046
 @patch
@@ -627,6 +628,7 @@ def _stamped(self:Tenants, id, path):
     try:
         with store.writing() as c:
             p = passport(store)
+            self._free(id, path, p.identity)
             strange = p.identity and (p.mark or store.read('select 1 from tenant_jobs limit 1'))
             stamp(store, self.registry.get(id).identity, 1, path, c)
             set_gate(c, f'quarantined: {STRANGE}' if strange else None)

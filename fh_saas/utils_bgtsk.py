@@ -344,7 +344,7 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
         elif lane.due_at is not None:
             at = [from_iso(o.run_at) for o in jobs if o.ready==LATER]
             lane.due_at = min(lane.due_at, *at) if at else min(lane.due_at, self.clock()+self.handoff)
-    if due and ring and lane.here: lane.here.ring(lane.name)
+    if due and ring and lane.here: lane.here.ring(lane.name, due=len(jobs)==1)
     elif not due and lane.here and lane.here.far:
         if at := [from_iso(o.run_at) for o in jobs if o.ready in (LATER, HANDED)]: lane.here.far(lane.name, min(at))
 

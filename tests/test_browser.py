@@ -30,7 +30,7 @@ def site(tmp_path_factory):
     for o in ('acme', 'globex'): ts.create(o)
     m = ts['acme'].jobs
     for i in range(8):
-        for f,kw in ((work, dict(to=EVIL)), (boom, dict(n=i))):
+        for f,kw in ((work, dict(to=EVIL)), (boom, dict(n='Q'*3000 if i==7 else i))):
             id,t = m.submit(EVIL if f is boom else 'mail', f, 1, **kw)
             t.func(*t.args)
     ts.cron('0 9 * * *', work, name='daily')
@@ -79,6 +79,7 @@ def test_pages_are_sound(site, browser, size):
             w.page.goto(base+p)
             is_sound(w, size, p)
             assert w.page.title()!='hit' and not w.page.query_selector('img')
+            assert w.page.evaluate("[...document.querySelectorAll('td button, td:last-child > a')].every(e => e.getBoundingClientRect().height < 60)"), 'a word is not cut into letters'
         assert not w.errors and w.hosts=={'127.0.0.1'}
 
 def test_policy_lets_its_own_script_run(site, browser):
@@ -100,6 +101,20 @@ def test_retry_by_keyboard(site, browser):
         expect(w.page.locator('.said')).to_have_text('It is due now.')
         expect(w.page.locator('.badge').first).to_have_text('pending')
         assert ts['acme'].jobs.get_job(paths[5].split('id=')[1]).status=='pending'
+
+def test_what_is_typed_stays(site, browser):
+    "The page does not forget it because one goes on to the button"
+    ts,base,_ = site
+    with Watched(browser) as w:
+        w.page.goto(f'{base}/tenant?tenant=globex')
+        w.page.get_by_label('Why').fill('unpaid')
+        w.page.get_by_role('button', name='Freeze').focus()
+        with w.page.expect_response(lambda r: 'tenant=globex' in r.url): ts['globex'].jobs.submit('more', work)
+        w.page.evaluate('new Promise(done => requestAnimationFrame(() => setTimeout(done)))')
+        w.page.keyboard.press('Enter')
+        expect(w.page.locator('.said')).to_have_text('It is frozen.')
+        assert ts['globex'].row.reason=='unpaid'
+    ts['globex'].thaw()
 
 def test_without_script(site, browser):
     "Everything reads, and buttons work"

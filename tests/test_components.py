@@ -57,6 +57,20 @@ def test_nobody_sees_another_tenants_job(ts, web):
     for url in '/list','/list?type=t': assert answer(nobody, url)==answer(gone, url)==want
     assert id not in other.get(PREFIX+'/list').text and 'Nothing yet' in other.get(PREFIX+'/list').text
 
+@pytest.mark.parametrize('col,val', [('progress','not json'), ('progress','[]'), ('progress','{"done":"x","total":2,"message":5,"at":"no"}'), ('progress','{"done":1,"total":0}'),
+    ('progress','{"done":1,"total":2,"at":null}'), ('started_at','soon'), ('created_at','soon'), ('run_at','soon'), ('completed_at','soon')])
+@pytest.mark.parametrize('status', ['pending', 'running', 'failed'])
+def test_a_row_that_somebody_else_wrote(ts, web, status, col, val):
+    "It is shown as far as it can be, and costs no list"
+    m,c = ts['acme'].jobs,visitor(web, 'acme')
+    id,_ = m.submit('theirs', say, text='x')
+    m.submit('mine', say, text='x')
+    with m._using() as lane, lane.store.writing() as con:
+        con.execute('update tenant_jobs set status=?, retry_count=1, started_at=?, completed_at=? where id=?', (status, *['2026-01-01T00:00:00.000000Z']*2, id))
+        con.execute(f'update tenant_jobs set {col}=? where id=?', (val, id))
+    for kind in 'progress','status': assert c.get(f'{PREFIX}/{id}/{kind}').status_code in (200, 286)
+    assert 'theirs' in (s := c.get(f'{PREFIX}/list').text) and 'mine' in s
+
 def test_no_parameter_makes_an_error(ts, web):
     c = visitor(web, 'acme')
     bad = [*XSS, '', '..', '%', '%00', '%ff', 'a'*5000, '-1', '1e9', '٣', '\ud800'.encode('utf-8', 'replace').decode(), '[]', 'progress']

@@ -25,6 +25,7 @@ EVIL = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "' onmous
 SECRET = 'hunter2-' + 'x'*20
 
 def work(**kw): return kw
+def shout(): raise ValueError('x'*3000)
 def boom(**kw): raise ValueError(f'<b>bad</b> password={SECRET} in {kw.get("name")}')
 
 def client(app, base='http://127.0.0.1', host='127.0.0.1', **kw): return TestClient(app, base_url=base, client=(host, 1), **kw)
@@ -63,13 +64,13 @@ def run(m, func, n=1, tries=1, kind='mail', **kw):
 
 @pytest.fixture
 def m(tmp_path):
-    m = BackgroundTaskManager(database(tmp_path/'t.db'), tasks=[work, boom], worker=False)
+    m = BackgroundTaskManager(database(tmp_path/'t.db'), tasks=[work, boom, shout], worker=False)
     yield m
     m.close()
 
 @pytest.fixture
 def ts(tmp_path):
-    ts = Tenants(tmp_path/'ts', tasks=[work, boom], worker=False)
+    ts = Tenants(tmp_path/'ts', tasks=[work, boom, shout], worker=False)
     for o in ('acme', 'globex', 'initech'): ts.create(o)
     yield ts
     ts.close()
@@ -197,8 +198,8 @@ def test_no_parameter_breaks_a_page(fuzzed, path, args, many):
 @pytest.fixture(scope='module')
 def fuzzed(tmp_path_factory):
     d = tmp_path_factory.mktemp('fuzz')
-    m = BackgroundTaskManager(database(d/'t.db'), tasks=[work, boom], worker=False)
-    ts = Tenants(d/'ts', tasks=[work, boom], worker=False)
+    m = BackgroundTaskManager(database(d/'t.db'), tasks=[work, boom, shout], worker=False)
+    ts = Tenants(d/'ts', tasks=[work, boom, shout], worker=False)
     for o in ('acme', 'globex'): ts.create(o)
     filled(m); filled(ts['acme'].jobs)
     yield {False:Web(m), True:Web(ts)}
@@ -414,6 +415,105 @@ def test_failures_are_grouped(m):
     assert '>5<' in html and html.count('class="err"')==1
     link = re.search(r'href="(/jobs\?status=failed[^"]*)"', html)[1]
     assert 'No jobs' not in Web(m).get(link) and SECRET not in html
+
+def test_names_as_they_stand(m):
+    "A type or a schedule with blanks around it, or one of great length, is found by the links and buttons of its own pages"
+    for kind in ' padded ', 'x'*3000:
+        id, = run(m, boom, kind=kind, name='x')
+        w = Web(m)
+        for page in '/failures', f'/job?id={id}', '/jobs':
+            link = next(o for o in map(unescape, re.findall(r'href="(/jobs\?[^"]*type=[^"]*)"', w.get(page)+w.get('/failures'))) if kind.strip() in o)
+            assert id[-6:] in w.get(link)
+        assert '1 jobs' in re.sub('<[^>]*>', '', unescape(w.post('/bulk', 200, **pressed(w.get(link), '/bulk', 'Retry all…')).text))
+    m.cron('0 9 * * *', work, name=' daily ')
+    w.post('/schedules', **pressed(w.get('/schedules'), '/schedules', 'Run now'))
+
+def test_a_count_that_ended_says_so(ts):
+    "Where not all were counted, no number is given as if they had been"
+    ts['acme'].jobs.submit_many('a', work, [{} for _ in range(1100)])
+    ts['globex'].jobs.submit_many('a', work, [{} for _ in range(7)])
+    html = Web(ts).get('/')
+    assert '<strong>1,007+</strong>' in html and '>1,000+<' in html and '1,001' not in html
+    assert '>1,000+<' in Web(ts).get('/tenant?tenant=acme') and 'tenant=initech' not in html, 'where there is no job nobody is busy'
+
+def test_a_time_that_is_none_costs_no_overview(ts):
+    "Of one tenant's row that somebody else has written"
+    for o in 'acme','globex': ts[o].jobs.submit('a', work)
+    with ts['acme'].jobs._using() as lane, lane.store.writing() as c: c.execute("update tenant_jobs set run_at='soon', ready=1")
+    assert 'globex' in Web(ts).get('/')
+
+def test_a_chart_says_of_what_it_is(m):
+    "Of 600 that are over, 500 are looked at: a job that was submitted first and ended last is not among them, and so it is said"
+    from fh_saas.store.base import Ack
+    m.submit_many('a', work, [{} for _ in range(600)])
+    assert 'submitted last' not in Web(m).get('/')
+    with m._using() as lane:
+        with lane.store.writing(): cs = lane.store.claim('me', '2026-01-01T00:00:00.000000Z', 600, lease_until='2036-01-01T00:00:00.000000Z')
+        with lane.store.writing() as c: c.execute("update tenant_jobs set status='completed', ready=null, run_at=null, completed_at=?", (f'2036-01-01T00:00:00.000000Z',))
+    assert 'of the 500 submitted last' in Web(m).get('/')
+
+def test_a_broken_tenant_looks_it(ts):
+    "Its state is no good news, and a reason of any length leaves the buttons in sight"
+    w,path = Web(ts),ts['acme'].path
+    ts._pool.close()
+    open(path, 'wb').write(b'x'*8000)
+    ts.registry.set('acme', trouble='its file is broken')
+    html = w.get('/tenant?tenant=acme')
+    assert 'class="badge bad">active' in html and 'class="badge active"' not in html
+    id,t = ts['globex'].jobs.submit('a', shout, 1); t.func(*t.args)
+    why = re.search(r'class="why">([^<]*)', w.get(f'/job?tenant=globex&id={id}'))[1]
+    assert len(why)<=401 and why.endswith('…')
+
+# --- pressed twice
+
+def pressed(page, path, button):
+    "The form behind a button, as a browser sends it"
+    for f in re.findall(rf'<form[^>]*action="{path}".*?</form>', page, re.S):
+        if f'>{button}<' in f: return {k:unescape(v) for k,v in re.findall(r'<input[^>]*name="([^"]*)"[^>]*value="([^"]*)"', f)}
+    raise AssertionError(f'no button {button}')
+
+@pytest.mark.parametrize('many', [False, True])
+def test_pressed_twice_is_done_once(m, ts, many):
+    "A double click submits, retries, cancels and deletes once, and its answer is that of the first; pressed on the page that comes after, it is done again"
+    t = ts if many else m
+    jobs = ts['acme'].jobs if many else m
+    t.cron('0 9 * * *', work, name='daily')
+    w = Web(t)
+    q = '?tenant=acme' if many else ''
+    for n in 1,2:
+        form = pressed(w.get('/schedules'+q), '/schedules', 'Run now')
+        for _ in range(2):
+            w.post('/schedules', **form)
+            assert 'Submitted' in w.get('/schedules'+q)
+        assert len(jobs.list_jobs())==n
+    id, = run(jobs, boom, name='x')
+    at = f'/job?id={id}'+('&tenant=acme' if many else '')
+    form = pressed(w.get(at), '/job', 'Retry')
+    w.post('/job', **form)
+    jobs._execute_with_retry(id)
+    w.post('/job', **form)
+    assert 'It is due now.' in w.get(at) and jobs.get_job(id).status=='failed'
+    form = pressed(w.get(at), '/job', 'Delete for good')
+    for _ in range(2): assert 'It is deleted.' in w.get(w.post('/job', **form).headers['location'])
+
+def test_an_old_page_is_not_a_second_press(m, monkeypatch):
+    "What somebody asked for from another page, a while ago, is not what is asked for now"
+    m.cron('0 9 * * *', work, name='daily')
+    w,clock = Web(m),[m.clock()]
+    monkeypatch.setattr(Board, 'now', lambda self: clock[0])
+    form = pressed(w.get('/schedules'), '/schedules', 'Run now')
+    w.post('/schedules', **form)
+    clock[0] += 11
+    w.post('/schedules', **form)
+    assert len(m.list_jobs())==2
+
+def test_pressed_again_while_it_is_done(m, monkeypatch):
+    "Who cannot wait does not have it twice"
+    m.cron('0 9 * * *', work, name='daily')
+    b = Board(m)
+    def f(): assert b.act('ann', 'run', None, 'x', lambda: 1/0, 0)=='It is being done.'; return 'done'
+    assert b.act('ann', 'run', None, 'x', f, 0)=='done'
+    assert b.act('bob', 'run', None, 'x', lambda: 'his', 0)=='his', 'another person means it'
 
 # --- schedules and queues
 

@@ -99,3 +99,11 @@ def test_a_missing_extra_is_named():
     "Each module that needs more says what to install"
     for lib,extra,module in ('prometheus_client', 'prometheus', 'fh_saas.prometheus'), ('opentelemetry', 'otel', 'fh_saas.otel'):
         assert f"pip install 'fh-saas[{extra}]'" in without(lib)[module]
+
+def test_what_ci_runs_once():
+    "Files that .ci/run leaves out on the newest stack have nothing to do with the web, and of fastcore nothing but `patch` reaches them"
+    names = re.search(r"^once='(.*)'$", (root/'.ci/run').read_text(), re.M)[1].split()
+    files = [root/f'tests/test_{o}.py' for o in names]
+    if 'chaos' in names: files += (root/'tests/chaos').glob('*.py')
+    found = {(f.name, o) for f in files for o in re.findall(r'fasthtml|starlette|fastcore|fh_saas\.web|dashboard|TestClient|httpx|uvicorn', f.read_text(), re.I)}
+    assert names==sorted(names) and found<={('machine.py', 'Starlette')}, found          # a word in a comment

@@ -1,5 +1,5 @@
 "What another process may do between two steps of this one: the step in between is done where the first has just ended"
-import os, threading, time
+import apsw, os, threading, time
 from contextlib import suppress
 
 import pytest, work
@@ -384,15 +384,18 @@ def test_the_app_opens_a_file_of_another_registry(h):
     t.resume(); t.jobs.run_due()
     assert (t.status,len(h.names()))==('active',1)
 
-def test_the_app_opens_one_file_for_two(h, monkeypatch):
-    "Of two who make a tenant of it at the same time, one does"
+@pytest.mark.parametrize('home,name,after', [(Registry, 'by_path', True), (Tenants, '_stamped', False), (tn, 'stamp', False), (Tenants, '_stamped', True), (Tenants, '_settle_in', True)])
+def test_the_app_opens_one_file_for_two(h, monkeypatch, home, name, after):
+    "Of two who make a tenant of it at the same time, one does, and the other leaves the file alone"
     opens = lambda t: database(str(h.dir/'one.db'))
     a,b = h.ts(open=opens),h.ts(open=opens, busy_s=.1)
     def other():
-        with suppress(ValueError, StoreError): b.create('beta')
-    between(monkeypatch, Registry, 'by_path', other, after=True)
+        with suppress(ValueError, StoreError, apsw.Error): b.create('beta')
+    between(monkeypatch, home, name, other, after)
     with suppress(ValueError, StoreError): a.create('alpha')
-    assert len(a)==1
+    t, = a.values()
+    t.jobs.submit('j', work.quick, folder=str(h.dir), name='x'); t.jobs.run_due()
+    assert (t.status,gate(t),h.names())==('active',None,['x'])
 
 def test_resumed_while_its_jobs_are_discarded(h, monkeypatch):
     "What may run again is not cancelled"

@@ -2,9 +2,10 @@
 const rest = ms => new Promise(done => setTimeout(done, ms))
 const say = document.getElementById('say')
 
-// Somebody is at it: marks text, types, has opened a question
+// Somebody is at it: marks text, types or has typed, has opened a question
 const busy = live => !getSelection().isCollapsed && live.contains(getSelection().anchorNode)
   || live.querySelector('input:focus, select:focus, textarea:focus, details[id=d-del][open]')
+  || [...live.querySelectorAll('input')].some(o => o.value !== o.defaultValue)
 
 async function refresh(old) {
   const answer = await fetch(location.href, {cache: 'no-store', headers: {'x-live': '1'}, redirect: 'error'})

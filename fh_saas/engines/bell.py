@@ -6,8 +6,9 @@
 __all__ = ['PAUSE_S', 'PgBell']
 
 # %% ../../nbs/engines/03_bell.ipynb #64e4ccd3
-import atexit, threading, weakref
+import atexit, threading, time, weakref
 from fastcore.basics import patch
+from pathlib import Path
 from .engine import Engine
 from ..store.pg_file import psycopg
 
@@ -15,6 +16,10 @@ from ..store.pg_file import psycopg
 PAUSE_S = .005    # between two notifications
 
 _bells = weakref.WeakSet()
+
+def _boot():
+    try: return Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+    except OSError: return ''          # no Linux: nobody knows whose clock it is
 
 class PgBell(Engine):
     "Tells the processes of all machines that work on one database"
@@ -24,11 +29,26 @@ class PgBell(Engine):
     ):
         super().__init__()
         self.store,self.owner,self.channel,self._thread = store,owner,f'fh_saas_{store._key&0xffffffff}',None
+        self.more,self.since,self.boot = False,0.,_boot()      # whether there is more to say than that jobs are due; the last ring, by `time.monotonic()`
         _bells.add(self)
 
 @patch
+def ring(self:PgBell,
+    tenant:str, # Has work
+    at:float=None, # From when on, seconds since 1970: 0 for jobs that are due, and nothing else; None for now, whatever it is
+):
+    "Say so to all workers. Never waits and never raises"
+    self.since = time.monotonic()
+    if at!=0: self.more = True
+    Engine.ring(self, tenant, at)
+
+@patch
 def _send(self:PgBell, rings):
-    with self.store._short() as c: c.raw.execute('select pg_notify(%s,%s)', (self.channel, self.owner))
+    more,self.more = self.more,False
+    try:
+        what = self.owner if more else f'{self.owner} {self.boot} {self.since!r}'
+        with self.store._short() as c: c.raw.execute('select pg_notify(%s,%s)', (self.channel, what))
+    except BaseException: self.more = self.more or more; raise
     self.stopping.wait(PAUSE_S)
 
 def _at_exit():
@@ -61,12 +81,22 @@ def _listens(self:PgBell, lane):
         c.execute(f'listen {self.channel}')
         _wake(lane())
         while not self.stopping.is_set():
-            others = [o for o in c.notifies(timeout=5., stop_after=1) if o.payload!=self.owner]
+            heard = [o.payload for o in c.notifies(timeout=5., stop_after=1)]
             if (o := lane()) is None or o.closed: return
-            if others: _wake(o)
-            c.execute('select 1')                            # whether the server is there
+            for what in heard: self._tells(o, what)
+            if not heard: c.execute('select 1')              # whether the server is there
 
-def _wake(lane):
+@patch
+def _tells(self:PgBell, lane, what):
+    "Wake the lane, unless this process rang or has looked since"
+    owner,_,rest = what.partition(' ')
+    if owner==self.owner: return
+    boot,_,since = rest.partition(' ')
+    if not since: _wake(lane)
+    elif boot!=self.boot or not boot or lane.pauses or lane.turned_at<float(since): _wake(lane, False)
+
+def _wake(lane, more=True):
     if lane is None or not lane.server: return
-    lane.due_at,lane.news = None,True
+    if more: lane.due_at = None
+    lane.news = True
     lane.server.kick(lane)

@@ -55,6 +55,11 @@ def is_shut(self:Limits,
     return shut
 
 @patch
+def is_free(self:Limits)->bool:
+    "Whether nothing but the number of threads bounds what may be claimed, as of the last `is_shut`"
+    return not (self.shut or self.named or self.ctl or self.used or self.slots or self.globs or self.rates)
+
+@patch
 def serves(self:Limits,
     queue:str, # A queue; None for the default one
     names:set=None, # Those that this process serves; None for all

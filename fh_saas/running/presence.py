@@ -88,9 +88,10 @@ def _open_bell(self:Presence):
 def ring(self:Presence,
     name:str, # The database that has work
     to:str=None, # Owner id of the only one to be woken; None for all
+    due:bool=False, # Whether all that has happened is that jobs are due
 ):
     "Wake the other processes of this folder, and, where an engine carries it, those of other machines. Never raises, never waits"
-    if self.far and not to: self.far(name)
+    if self.far and not to: self.far(name, 0. if due else None)
     if not self._sock: return
     msg = name.encode()
     for o,addr in self._others():

@@ -66,6 +66,7 @@ def let_go(
 _LET_GO = '''update tenant_jobs set ready=1, held=null where rowid in (select rowid from tenant_jobs indexed by tj_held
     where ready=3 and held=? order by priority,run_at limit ?)'''
 
+# %% ../../nbs/store/08_controls.ipynb #55d33578
 def any_held(
     c, # The connection, inside `writing()`
     why:str=None, # What holds them; None for anything
@@ -126,9 +127,9 @@ def note_starts(
     c.execute(_FORGET, (key, to_iso(now-period_s), to_iso(now+period_s))).fetchall()
     c.executemany('insert or ignore into tenant_starts values(?,?,?)', [(key, to_iso(now), i) for i in ids])
 
-
 _FORGET = 'delete from tenant_starts where key=? and (at<=? or at>?)'
 
+# %% ../../nbs/store/08_controls.ipynb #c52e5015
 def drop_starts(
     c, # The connection, inside `writing()`
     claims:list, # `Claim`s that were noted and go back without having begun
@@ -137,7 +138,7 @@ def drop_starts(
     c.executemany("""delete from tenant_starts where (key,at,job) in (select key,at,job from tenant_starts where key=? and job=? order by at desc limit 1)""",
                   [(o.limit_key, o.id) for o in claims if o.limit_key])
 
-
+# %% ../../nbs/store/08_controls.ipynb #0621d14e
 def next_start(
     file, # A `SqliteFile`, or a connection inside a transaction
     key:str, # Value of `limit_key`
@@ -168,6 +169,7 @@ def is_over(
     "Whether somebody's time under this key is over; only reads"
     return key[0]=='t' and bool(file.read(f'select 1 from tenant_jobs indexed by tj_unique where {_HOLDS} and unique_until<=?', (key, now)))
 
+# %% ../../nbs/store/08_controls.ipynb #aa018949
 def holder(
     file, # A `SqliteFile`, or a connection inside a transaction
     key:str, # Value of `unique_key`

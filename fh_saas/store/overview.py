@@ -69,7 +69,7 @@ def _bounds(file, f):
     high = place_of(file, to_iso(from_iso(f.until)+SLACK_S)) if f.until else _TOP
     return low,min(high, _TOP if f.upto is None else f.upto+1)
 
-# %% ../../nbs/store/14_overview.ipynb #2af5cc41
+# %% ../../nbs/store/14_overview.ipynb #b43cc99c
 TAIL = 8192
 _NAMES = ('rowid id job_type status created_at started_at completed_at run_at ready held retry_count max_retries queue priority progress cancel_at task '
           'error error_chars').split()
@@ -83,6 +83,7 @@ def _row(o, hide):
     d['error'] = hide(e) if e else None
     return d
 
+# %% ../../nbs/store/14_overview.ipynb #2af5cc41
 def _check_texts(f):
     for k in ('job_type', 'text', 'since', 'until'):
         if not isinstance(v := getattr(f, k), str|None): raise TypeError(f'{k} must be text or None, not {v!r}')
@@ -175,15 +176,15 @@ def queues(
 
 # %% ../../nbs/store/14_overview.ipynb #930ed262
 class Ended(NamedTuple):
-    "Jobs that are over, newest first"
+    "Jobs that are over, those that were submitted last first"
     rows: list # Tuples (job_type, status, created_at, started_at, completed_at, retry_count)
-    since: str # From then on these are all; None if they are all there are
+    since: str # From then on these are all that were not submitted before them; None if they are all there are
 
 def ended(
     file, # A `SqliteFile`
     limit:int=2000, # At most so many
 )->Ended:
-    "The newest jobs that are over"
+    "Of the jobs that are over those that were submitted last"
     places = _places(file, JobFilter(statuses=FINAL), _TOP, 0, limit)
     rows = file.read('''select job_type,status,created_at,started_at,completed_at,retry_count from json_each(?) v cross join tenant_jobs j on j.rowid=cast(v.value as integer)
         order by v.key''', (_json(places),))

@@ -56,6 +56,7 @@ class PgConn:
         self.raw,self.schema,self.locks,self.key,self.give = raw,schema,locks or {},key,raw.close
         self._last = self._all = 0
         self.queued,self.last,self.first = [],[],None    # statements to go with the next one, and with the commit; see Fewer answers to wait for
+        self.then,self.got = (),()         # statements to follow the next one at once, and what they gave
         self.turns = False                 # whether turns of others go on beside this transaction
         self._cur = _cursor(raw)
     def __repr__(self): return f'PgConn({self.raw!r})'
@@ -86,7 +87,10 @@ def own(self:PgConn,
 @patch
 def _ran(self:PgConn, sql, args):
     self.first = None
-    if self.queued: return self._sent((sql, args))[0]
+    if self.queued or self.then:
+        got,*self.got = self._sent((sql, args), *self.then)
+        self.then = ()
+        return got
     self._cur.execute(sql, args)
     self._last = max(0, self._cur.rowcount)
     self._all += self._last
@@ -112,7 +116,8 @@ def total_changes(self:PgConn)->int:
     return self._all
 
 # %% ../../nbs/store/21_pg_file.ipynb #a0e93224
-_together = (lambda raw: raw.pipeline()) if psycopg.capabilities.has_pipeline() else (lambda raw: nullcontext())
+_pipes = psycopg.capabilities.has_pipeline()
+_together = (lambda raw: raw.pipeline()) if _pipes else (lambda raw: nullcontext())
 
 @patch
 def _sent(self:PgConn, *qs):
@@ -121,7 +126,7 @@ def _sent(self:PgConn, *qs):
     cs = _cursors(self.raw, len(queued)+len(qs))
     with _together(self.raw):
         for c,q in zip(cs, (*queued, *qs)): c.execute(*q)
-    for c in cs[len(queued):]: self._last = max(0, c.rowcount); self._all += self._last
+    for c in reversed(cs[len(queued):]): self._last = max(0, c.rowcount); self._all += self._last      # that of the first
     return [_Rows(c) for c in cs[len(queued):]]
 
 @patch
@@ -162,9 +167,12 @@ def begin(self:PgConn,
     "Begin a transaction. A process that stands still in it is thrown out by the server, and its locks with it"
     self.turns = not alone
     self.post('begin')
-    self.post(_SET, (str(max(1, int(wait_s*1000))),))
-    self.post(f"select pg_advisory_xact_lock{'' if alone else '_shared'}({self._lock_key('main')})")
+    self._set(wait_s, alone)
     if alone: self._sent()
+
+@patch
+def _set(self:PgConn, wait_s, alone):
+    self.post(_SET_ALONE if alone else _SET_BESIDE, (str(max(1, int(wait_s*1000))), 0x66687300+_LOCKS['main'], self.key))
 
 @patch
 def commit(self:PgConn):
@@ -174,6 +182,21 @@ def commit(self:PgConn):
 STILL_S = 10.     # how long a process may stand still within a transaction of ours
 _SET = 'select '+','.join(f"set_config('{k}','{v}',true)" for k,v in dict(synchronous_commit='on', jit='off', enable_seqscan='off', enable_bitmapscan='off', enable_hashjoin='off',
     enable_mergejoin='off', idle_in_transaction_session_timeout=int(STILL_S*1000)).items())+",set_config('lock_timeout',%s,true)"
+_SET_ALONE,_SET_BESIDE = [f'{_SET},pg_advisory_xact_lock{o}(%s::int,%s::int)' for o in ('', '_shared')]      # the lock last: the timeout is for it
+
+# %% ../../nbs/store/21_pg_file.ipynb #345854f6
+@patch
+def at_once(self:PgConn,
+    wait_s:float, # Longest wait for a lock, in seconds
+    *qs, # Pairs (one statement of PostgreSQL's own, its values)
+)->list: # What each gave, once all is committed
+    "A transaction beside the turns of others whose statements are known from the start: one message, one answer"
+    if _pipes:
+        self.turns = True
+        self._set(wait_s, False)
+        return self.own_all(*qs)
+    self.begin(wait_s, False)
+    return self.own_all(*qs, ('commit', ()))[:-1]
 
 # %% ../../nbs/store/21_pg_file.ipynb #b9e7058b
 WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000; '    # for the server's side
@@ -514,25 +537,26 @@ def read(self:PgFile,
     "Rows of a query, from the last commit"
     return self._patiently(lambda c: c.execute(sql, args).fetchall())
 
+# %% ../../nbs/store/21_pg_file.ipynb #098643c4
+_TOOK = 'select extract(epoch from clock_timestamp()-transaction_timestamp())::float8'
+
 @patch
 def alone(self:PgFile,
     sql:str, # One statement that gives no rows, as SQLite has it
     args:tuple=(), # Bound values
     wait_s:float=None, # How long to wait for a connection and for locks, in seconds; None for the database's default
-    timer:Callable=None, # Gives seconds; None for the usual clock
+    timer:Callable=None, # Gives seconds; None for the server's clock
 )->tuple: # (rows that it changed, seconds that it took)
     "A statement that is its own transaction. Raises `StoreBusy` or `StoreError`"
-    timer = timer or time.perf_counter
     with self._short(wait_s) as c:
-        t = timer()
+        t = timer() if timer else 0.
         try:
             c.post('begin')
             c.post("select set_config('lock_timeout',%s,true)", (str(max(1, int(1000*(self.wait_s if wait_s is None else wait_s)))),))
+            c.then = (_TOOK, None),('commit', None)
             c.execute(sql, args)
-            n = c.changes()
-            c.own('commit')
         except BaseException: _undo(c.raw); raise
-        return n,timer()-t
+        return c.changes(),timer()-t if timer else c.got[0][0][0]
 
 # %% ../../nbs/store/21_pg_file.ipynb #4a5d1a88
 @patch

@@ -18,7 +18,7 @@ from . import sealed as _sealed
 from . import sqlite as _sqlite
 from .base import Claim, DUE, NewJob, PARKED
 from .notes import SqliteStore
-from .pg_file import PgConn, PgFile, locks, pg_error, psycopg
+from .pg_file import PgConn, PgFile, _undo, locks, pg_error, psycopg
 from .pg_sql import in_bulk, in_schema
 from operator import attrgetter
 
@@ -91,6 +91,7 @@ def _put_rows(c, jobs):
     if len(jobs)==1: c.own(_INSERT_1, _values(jobs[0]))
     elif jobs: c.own(_INSERT, _columns([_values(o) for o in jobs]))
 
+# %% ../../nbs/store/22_postgres.ipynb #dbbc712b
 @patch
 def insert(self:PgStore,
     jobs:list, # `NewJob`s
@@ -167,6 +168,13 @@ def claim(self:PgStore,
     if len(got)>1: got.sort(key=_in_line)
     return got
 
+# %% ../../nbs/store/22_postgres.ipynb #cf1777e4
+@patch
+def _own(self:PgStore, sql, args=()):
+    "Rows that a statement of PostgreSQL's own changed"
+    self._c.own(sql, args)
+    return self._c.changes()
+
 @patch
 def promote(self:PgStore,
     now:str, # The time
@@ -176,19 +184,16 @@ def promote(self:PgStore,
     return self._own(f'''with j as (select rowid from tenant_jobs where ready<=0 and run_at<=%s order by run_at limit %s{_SKIP})
         update tenant_jobs t set ready=1 from j where t.rowid=j.rowid''', (now, limit))
 
+# %% ../../nbs/store/22_postgres.ipynb #43a9b9e6
 @patch
 def hand(self:PgStore,
     ids:list, # Job ids
     now:str, # The time
 ):
     "End the submitter's grace: these jobs are due now, inside `writing()` or `turning()`"
-    self._own("update tenant_jobs set ready=1, run_at=%s where id=any(%s) and status='pending' and ready=-1", (now, list(ids)))
+    self._c.post(_HAND, (now, list(ids)))
 
-@patch
-def _own(self:PgStore, sql, args=()):
-    "Rows that a statement of PostgreSQL's own changed"
-    self._c.own(sql, args)
-    return self._c.changes()
+_HAND = "update tenant_jobs set ready=1, run_at=%s where id=any(%s) and status='pending' and ready=-1"
 
 # %% ../../nbs/store/22_postgres.ipynb #34a7c7d6
 _GLANCE = """select coalesce((select json_agg(json_build_array(id,lease_until)) from tenant_workers),'[]'), exists(select 1 from tenant_jobs where ready=3),
@@ -220,7 +225,38 @@ def renew(self:PgStore,
 ):
     "Put the owner on record with a lease until then, give or take two seconds; inside `writing()` or `turning()`"
     self._c.post('''insert into tenant_workers values(%s,%s) on conflict(id) do update set lease_until=excluded.lease_until
-        where tenant_workers.lease_until<%s''', (owner, until, to_iso(from_iso(until)-SLACK_S)))
+        where tenant_workers.lease_until<%s''', (owner, until, _slack(until)))
+
+def _slack(until): return to_iso(from_iso(until)-SLACK_S)
+
+# %% ../../nbs/store/22_postgres.ipynb #e7fade55
+_AT_ONCE = f"""with may as materialized (select coalesce((select value from tenant_meta where key='controls'),'')=%s and not exists (select 1 from tenant_meta where key='gate')
+        and not exists (select 1 from tenant_jobs where ready=1 and coalesce(queue,'')>'') as so),
+    j as materialized (select rowid,limit_key from tenant_jobs where ready=1 and coalesce(queue,'')='' and (select so from may) order by priority,run_at,rowid limit %s{_SKIP}),
+    keyed as materialized (select exists (select 1 from j where limit_key is not null) as so),
+    got as ({_TAKE.replace(' returning', ' and not (select so from keyed) returning')}),
+    lease as (insert into tenant_workers select %s,%s where exists (select 1 from got) on conflict(id) do update set lease_until=excluded.lease_until
+        where tenant_workers.lease_until<%s)
+    select (select so from may) and not (select so from keyed), got.* from (select 1) one left join got on true"""
+
+@patch
+def claim_at_once(self:PgStore,
+    owner:str, # Who claims
+    now:str, # The time, as `to_iso` gives it
+    limit:int, # At most so many
+    lease_until:str, # How long the claims hold unless renewed
+    hand:list=(), # Job ids whose submitter's grace is over
+    seen:str=None, # What counts changes of the controls, as it was when there were none; None if there never were any
+    wait_s:float=None, # How long to wait for locks, in seconds; None for the database's default
+)->list: # `Claim`s, in the order in which they should run; None, and no claim, where a turn has to look
+    "Take due jobs in a transaction of its own. Raises `StoreBusy` or `StoreError`"
+    qs = [(_AT_ONCE, (seen or '', limit, owner, now, owner, lease_until, _slack(lease_until)))]
+    if hand: qs.insert(0, (_HAND, (now, list(hand))))
+    with self._short(wait_s) as c:
+        try: *_,rows = c.at_once(self.wait_s if wait_s is None else wait_s, *qs)
+        except BaseException: _undo(c.raw); raise
+    if not rows[0][0]: return None
+    return sorted([Claim._make(o[1:]) for o in rows if o[1] is not None], key=_in_line)
 
 # %% ../../nbs/store/22_postgres.ipynb #bd924a68
 _ID = ' bigint text bigint'

@@ -69,6 +69,7 @@ class _Sealed:
         return jobs
 
     def claim(self, *a, **kw): return [self._opened(c) for c in super().claim(*a, **kw)]
+    def claim_at_once(self, *a, **kw): return (cs := super().claim_at_once(*a, **kw)) and [self._opened(c) for c in cs]      # on a server
     def claim_one(self, *a, **kw): return (c := super().claim_one(*a, **kw)) and self._opened(c)
     def _opened(self, c): return c._replace(payload=_get(self._texts, 'payload', c.payload))
 

@@ -33,7 +33,7 @@ def schedules(
     "The schedules"
     tenant = v.tenant(needed=False)
     rows = [[Strong(s.name), Span(s.state, cls=f'badge {s.state}'), Span(s.expr or '?', cls='keep'), Span(s.tz or 'each tenant’s', cls='keep'), _next(s) if s.next or s.tz or tenant else 'at each tenant’s own time', ago(s.last_at, v.now), _actions(v, s, tenant)] for s in _owner(v, tenant).schedules()]
-    form = Form(tenant_field(v, tenant), Button('Show'), action=v.url('/schedules'), cls='filter', role='search') if v.board.many else ''
+    form = Form(tenant_field(v, tenant, 'all'), Button('Show'), action=v.url('/schedules'), cls='filter', role='search') if v.board.many else ''
     t = table(['Schedule','State','When','Zone','Next','Dealt with up to','-Actions'], rows, 'Schedules') if rows else P('There is no schedule.', cls='none')
     return v.page('Schedules', form, live=[Section(H2(f'Of {tenant}' if tenant not in (None, ONE) else 'Of all tenants' if v.board.many else 'Of this database'), t, cls='card')])
 
@@ -42,7 +42,7 @@ def do_schedule(
     v:View, # The request
 ):
     "Pause, resume, run or reset a schedule"
-    tenant,name,do = v.tenant(needed=False),v.text('name', ''),v.one_of('do', ('pause','resume','run','reset'))
+    tenant,name,do = v.tenant(needed=False),v.text('name', '', exact=True),v.one_of('do', ('pause','resume','run','reset'))
     def act():
         s = _owner(v, tenant).schedule(name)
         if do is None: raise ValueError('say what to do')
@@ -58,7 +58,7 @@ def queues(
 ):
     "What waits in which queue, and what is paused"
     tenant = v.tenant(needed=False)
-    form = Form(tenant_field(v, tenant), Button('Show'), action=v.url('/queues'), cls='filter', role='search') if v.board.many else ''
+    form = Form(tenant_field(v, tenant, 'choose one'), Button('Show'), action=v.url('/queues'), cls='filter', role='search') if v.board.many else ''
     if tenant is None: return v.page('Queues', form, P('Choose a tenant: each has queues of its own.', cls='note'))
     with v.board.reading(tenant) as f: due = {q.name or 'default':q for q in due_queues(f, 1000)}
     c = v.board.manager(tenant).controls()
@@ -76,7 +76,7 @@ def do_queue(
     v:View, # The request
 ):
     "Pause or resume a queue or a type"
-    tenant,do,queue,kind = v.tenant(),v.one_of('do', ('pause','resume')),v.text('queue'),v.text('type')
+    tenant,do,queue,kind = v.tenant(),v.one_of('do', ('pause','resume')),v.text('queue', exact=True),v.text('type', exact=True)
     def act():
         if do is None or (queue is None)==(kind is None): raise ValueError('say what to do, and to which queue or type')
         getattr(v.board.manager(tenant), do)(queue=queue, job_type=kind)

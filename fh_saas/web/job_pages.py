@@ -24,7 +24,7 @@ def asked(
 )->tuple: # (`JobFilter`, what to put into links to ask for the same)
     "Which jobs are asked for. Raises `HTTPException`"
     status = v.one_of('status', STATUSES)
-    q = dict(type=v.text('type'), status=status, text=v.text('text'), since=v.text('since'), until=v.text('until'))
+    q = dict(type=v.text('type', exact=True), status=status, text=v.text('text'), since=v.text('since'), until=v.text('until'))
     return JobFilter(q['type'], (status,) if status else STATUSES, q['text'], v.instant('since'), v.instant('until'), v.whole('upto')),q
 
 def _field(label, el, id): return Div(Label(label, fr=id), el, cls='field')
@@ -35,12 +35,12 @@ def _choice(name, options, chosen, any_='all'):
 def tenant_field(
     v:View, # The request
     tenant:str, # Which is chosen; None for none
-    name:str='tenant', # Name of the field
+    none:str='busy ones', # What is shown where none is chosen
 ):
     "Where people say which tenant they mean; nothing where there is but one database"
     if not v.board.many: return ''
     hints = Datalist(*[Option(value=o) for o in v.board.busy()], id='tenants')
-    return _field('Tenant', Div(Input(id=f'f-{name}', name=name, value=tenant or '', placeholder='busy ones', list='tenants', autocomplete='off'), hints), f'f-{name}')
+    return _field('Tenant', Div(Input(id='f-tenant', name='tenant', value=tenant or '', placeholder=none, list='tenants', autocomplete='off'), hints), 'f-tenant')
 
 def _filter_form(v, tenant, q, kinds):
     "Type, state, text and time"
@@ -173,9 +173,9 @@ def _go_on(v, tenant, do, f, q):
     before,done,of = v.whole('before'),v.whole('done', 0),v.whole('n', 0)
     got = []
     def some(): got.append(r := v.board.do_some(tenant, do, f, before)); return f'{r.done} jobs'+(f', {r.skipped} left as they were' if r.skipped else '')
-    v.do(f'{do} many', None if tenant==ONE else tenant, _says(v, tenant, f, do), some)
+    v.do(f'{do} many', None if tenant==ONE else tenant, _says(v, tenant, f, do), some, twice=True)       # the next of them
     done += got[0].done
-    if got[0].next is None: return v.back(v.at('/jobs', tenant, **q), f'{_SAYS[do]}: done to {done:,} jobs.')
+    if got[0].next is None: return v.back(v.at('/jobs', tenant, **q), f'{_SAYS[do]}: done to {done:,} jobs.' if done else f'{_SAYS[do]}: nothing was left to do.')
     on = v.form('/bulk', Button('Continue'), cls='inline go', tenant=tenant, do=do, **q, upto=f.upto, sure=1, n=of, done=done, before=got[0].next)
     return v.page(f'{_SAYS[do]} jobs', Section(P(Strong(f'{done:,}'), f' of about {max(of, done):,} so far.'), bar(100*done/max(of, done, 1), 'done'),
         Div(on, A('Stop here', href=v.at('/jobs', tenant, **q)), cls='row'), cls='card'))
@@ -250,7 +250,7 @@ def job(
     log = Section(H2('Log'), value(h.text(o['log']), 'Log'), cls='card') if o['log'] else ''
     more = [Section(H2(name), value(h.json(o[k], 2), name), cls='card') for k,name in (('payload','Payload'), ('result','Result'), ('cursor','Cursor')) if o[k]]
     done = Section(H2('Steps'), Dl(*[e for k,r in steps.items() for e in (Dt(h.text(k)), Dd(h.json(r) or '–'))], cls='facts'), cls='card') if steps else ''
-    top = Section(P(Span(*badge(o)), ' ', Span(h.text(why), cls='why')), _progress(v, o), _buttons(v, o, tenant), cls='card')
+    top = Section(P(Span(*badge(o)), ' ', Span(last_line(h.text(why), 400), cls='why')), _progress(v, o), _buttons(v, o, tenant), cls='card')
     return v.page(f'{o["job_type"]}', P(A('All jobs', href=v.at('/jobs', tenant)), ' · ', A('of this type', href=v.at('/jobs', tenant, type=o['job_type'])), cls='crumbs'),
         live=[top, err, Section(H2('What happened'), _timeline(v, o), cls='card'), *more, log, done, _relatives(v, tenant, folks, kids), Section(H2('Details'), _facts(v, o, tenant), cls='card')],
         next_ms=1000 if o['status'] in DOES['cancel'] else 5000)

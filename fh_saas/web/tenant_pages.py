@@ -66,8 +66,9 @@ def chart(
     since = min(since, v.now-10)
     got,(waits,runs) = minutes(rows, since, v.now),times(rows)
     ok,bad = sum(got['completed']),sum(got['failed'])
-    says = f'{ok:,} jobs completed and {bad:,} failed in the last {took(v.now-since)}'
-    lines = [Span(f'{ok:,} completed', cls='key'), Span(f'{bad:,} failed', cls='key failed'), Span(f'in the last {took(v.now-since)}')]
+    lately = f'in the last {took(v.now-since)}'+(f', of the {len(rows):,} submitted last' if any(e.since for e in ends) else '')
+    says = f'{ok:,} jobs completed and {bad:,} failed {lately}'
+    lines = [Span(f'{ok:,} completed', cls='key'), Span(f'{bad:,} failed', cls='key failed'), Span(lately)]
     ps = [[q, took(percentile(waits, p)), span(percentile(waits, p) or 0, f'{q} waited {took(percentile(waits, p))}'),
            took(percentile(runs, p)), span(percentile(runs, p) or 0, f'{q} ran {took(percentile(runs, p))}')] for q,p in (('Half',.5), ('95 %',.95), ('99 %',.99))]
     return Div(Section(H2('Ended lately'), curves(got, says), P(*lines, cls='more note'), cls='card'),
@@ -94,7 +95,16 @@ def _look(v):
         except (StoreError, KeyError) as e: bad.append((id, str(e.args[0])))
     return got,bad,leases
 
-def _sum(got, k): return number(sum(g[k] for g in got.values()))
+def _time(s):
+    "In seconds since 1970; None for what is no time, of a row that somebody else has written"
+    try: return from_iso(s)
+    except (TypeError, ValueError): return None
+
+def _sum(got, *ks):
+    "The sum over all tenants, which says so where one of them was not counted to its end"
+    ns = [g[k] for g in got.values() for k in ks]
+    n = sum(min(o, MOST) for o in ns)
+    return f'{n:,}'+'+'*(max(ns, default=0)>MOST)
 
 _IS = dict(here=('this process', 'running'), serves=('runs jobs', 'ok'), submits=('only submits', 'running'), elsewhere=('on another machine', 'ok'),
            silent=('does not renew its lease', 'bad'), dead=('died; its jobs are taken back', 'bad'))
@@ -114,12 +124,11 @@ def home(
 ):
     "All at a glance"
     got,bad,leases = _look(v)
-    old = min((g['oldest'] for g in got.values() if g['oldest']), default=None)
-    wait = took(max(0, v.now-from_iso(old))) if old else '–'
+    wait = took(max([0., *[v.now-t for g in got.values() if (t := _time(g['oldest']))]])) if any(g['oldest'] for g in got.values()) else '–'
     tiles = Ul(tile('due', _sum(got, 'due'), v.url('/jobs', status='pending')), tile('running', _sum(got, 'running'), v.url('/jobs', status='running')),
         tile('failed', _sum(got, 'failed'), v.url('/failures'), any(g['failed'] for g in got.values())), tile('waits longest', wait),
-        tile('held or parked', number(sum(g['held']+g['parked'] for g in got.values()))), *([tile('tenants', f'{len(v.board.target):,}', v.url('/tenants'))] if v.board.many else []), cls='tiles')
-    rows = [[A(id, href=v.url('/tenant', tenant=id)), number(g['due'], MOST), number(g['running']), number(g['failed'], MOST), ago(g['oldest'], v.now)] for id,g in got.items()]
+        tile('held or parked', _sum(got, 'held', 'parked')), *([tile('tenants', f'{len(v.board.target):,}', v.url('/tenants'))] if v.board.many else []), cls='tiles')
+    rows = [[A(id, href=v.url('/tenant', tenant=id)), number(g['due'], MOST), number(g['running']), number(g['failed'], MOST), ago(g['oldest'], v.now)] for id,g in got.items() if any(g[s] for s in STATUSES)]
     note = P(f'Of the {len(got)} busiest tenants; counts end at {MOST:,} for each type and state.' if v.board.many else f'Counts end at {MOST:,} for each type and state.', cls='note')
     busy = Section(H2('Busy tenants'), table(['Tenant','Due','Running','Failed','Waits since'], rows, 'Busy tenants'), cls='card') if v.board.many and rows else ''
     return v.page('Overview', live=[tiles, note, trouble(v, bad), chart(v, [g['ended'] for g in got.values()]), _workers(v, leases), busy], next_ms=3000)
@@ -162,7 +171,7 @@ def tenant(
     id = v.tenant()
     t = v.board.target[id]
     row,bad = t.row,[]
-    top = Section(P(Span(row.status, cls=f'badge {row.status}'), ' ', v.board.hide.text(row.trouble or row.reason or '')), _decide(v, row), cls='card')
+    top = Section(P(Span(row.status, cls=f'badge {"bad" if row.trouble else row.status}'), ' ', v.board.hide.text(row.trouble or row.reason or '')), _decide(v, row), cls='card')
     facts = Section(H2('Details'), Dl(*[e for k,x in (('Plan',row.plan), ('Time zone',row.timezone), ('Weight',row.weight), ('Jobs at once',row.max_running), ('File',row.path), ('Created',row.created_at)) if x is not None for e in (Dt(k), Dd(str(x)))], cls='facts'), cls='card')
     try:
         with v.board.reading(id) as f: g,use = glance(f),f.usage(to_iso(v.now-29*86400)[:10])
