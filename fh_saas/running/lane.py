@@ -125,12 +125,14 @@ def turn(self:Lane,
     taken = acks,back,handed,aside = [_take(o) for o in queues]
     notes = self._due_notes() if self.notes else ()      # after the ends, so that what those jobs said last is among them
     try:
-        with self.store.turning(wait_s, durable=bool(acks)):
-            if notes: self._note(notes)
-            refused = self._write(acks)
-            self._return(back, aside)
-            if self.limits.used or self.limits.slots: self._leave_room([*(a.claim for a in acks), *back, *aside], limit)
-            claims = self._claim(handed, limit, only)
+        claims,refused = self._at_once(handed, limit, only, wait_s) if self.store.remote and not (acks or back or aside or notes) else None,()
+        if claims is None:
+            with self.store.turning(wait_s, durable=bool(acks)):
+                if notes: self._note(notes)
+                refused = self._write(acks)
+                self._return(back, aside)
+                if self.limits.used or self.limits.slots: self._leave_room([*(a.claim for a in acks), *back, *aside], limit)
+                claims = self._claim(handed, limit, only)
     except BaseException as e:
         self._take_back(queues, taken, notes)
         if not isinstance(e, Exception): raise
@@ -150,6 +152,16 @@ def turn(self:Lane,
     if news and len(self.hand)>len(out): self._obey()
     if listening(): self._tell_of(back, aside)
     return out
+
+# %% ../../nbs/running/14_lane.ipynb #9b1118bd
+@patch
+def _at_once(self:Lane, handed, limit, only, wait_s):
+    "What is due, claimed without a turn; None where a turn has to look"
+    w = self.server
+    if limit<=0 or only or self.parked or self.closing or self.writes_only or self.max_running is not None or not self.limits.is_free(): return None
+    if self.due_at is None or self.due_at<=self.clock() or w and (w.widths or w.queues): return None
+    self._fired = ()
+    return self.store.claim_at_once(self.owner, self.now(), limit, self.lease(), handed, self.limits._seen, wait_s)
 
 # %% ../../nbs/running/14_lane.ipynb #5cfde250
 @patch
@@ -395,7 +407,7 @@ def announce(self:Lane,
     later = min((from_iso(o.run_at) for o in jobs if o.ready in (LATER,HANDED)), default=None)
     if later is not None and self.due_at is not None: self.due_at = min(self.due_at, later)
     if now and self.server: self.news = True; self.server.kick(self)
-    if now and ring and self.here: self.here.ring(self.name)
+    if now and ring and self.here: self.here.ring(self.name, due=len(jobs)==1)
     elif later is not None and self.here and self.here.far: self.here.far(self.name, later)
 
 # %% ../../nbs/running/14_lane.ipynb #646d932a
