@@ -9,7 +9,7 @@ import sys, time
 from pathlib import Path
 
 import uvicorn
-from fasthtml.common import Button, FastHTML, Form, Li, P, RedirectResponse, Titled, Ul
+from fasthtml.common import Button, FastHTML, Form, Li, Meta, P, RedirectResponse, Titled, Ul
 from fastlite import database
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 
@@ -23,7 +23,8 @@ def make_report(name, seconds):
 
 # Making the managers takes up what an earlier process left unfinished
 managers = {o:BackgroundTaskManager(database(data/f'{o}.db')) for o in ('acme', 'globex')}
-app = FastHTML(default_hdrs=False, lifespan=managers['acme'].lifespan)   # the lifespan drains the worker that all managers share
+phone = Meta(name='viewport', content='width=device-width, initial-scale=1')
+app = FastHTML(hdrs=(phone,), htmlkw=dict(lang='en'), default_hdrs=False, lifespan=managers['acme'].lifespan)   # the lifespan drains the worker that all managers share
 rt = app.route
 
 @rt('/{tenant}', methods='get')

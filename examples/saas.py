@@ -8,7 +8,7 @@ the row that says "sent" and the end of the job are one commit, so an invoice is
 import secrets, sys, time
 
 import uvicorn
-from fasthtml.common import Button, FastHTML, Form, Input, Li, P, RedirectResponse, Titled, Ul
+from fasthtml.common import A, Button, FastHTML, Form, Input, Label, Li, Meta, P, RedirectResponse, Titled, Ul
 from fh_saas.components import JobList, JobProgress, jobs_head, jobs_routes
 from fh_saas.dashboard import dashboard
 from fh_saas.tenants import Tenants
@@ -18,7 +18,8 @@ tenants = Tenants('data')
 tenants.plan('free', weight=1, max_running=1)
 tenants.plan('pro', weight=4)
 tenants.keep(completed=7, failed=30)
-app = FastHTML(hdrs=jobs_head(), default_hdrs=False, lifespan=tenants.lifespan, secret_key=secrets.token_hex())   # sessions end with the process
+phone = Meta(name='viewport', content='width=device-width, initial-scale=1')
+app = FastHTML(hdrs=(phone, *jobs_head()), htmlkw=dict(lang='en'), default_hdrs=False, lifespan=tenants.lifespan, secret_key=secrets.token_hex())   # sessions end with the process
 rt = app.route
 
 def customer(req): return id if (id := req.session.get('id')) in tenants else None
@@ -39,16 +40,16 @@ def monthly(job:JobContext): job.submit('invoices', send_invoices, month='this',
 
 @rt('/', methods='get')
 def index(session, req):
-    if not (id := customer(req)): return Titled('Sign up', Form(Input(name='id', required=True), Button('Sign up'), method='post', action='/signup'))
+    if not (id := customer(req)): return Titled('Sign up', Form(Label('Your name ', Input(name='id', required=True)), Button('Sign up'), method='post', action='/signup'))
     t = tenants[id]
-    return Titled(id, Form(Input(name='month', value='May'), Button('Send invoices'), method='post', action='/invoices'),
+    return Titled(id, Form(Label('Month ', Input(name='month', value='May')), Button('Send invoices'), method='post', action='/invoices'),
                   Ul(*[Li(f'{o["month"]}: {o["n"]} sent') for o in t.db.t.sent()]), JobList(5))
 
 @rt('/signup', methods='post')
 def signup(session, id:str, plan:str='free'):
     if id not in tenants:
         try: t = tenants.create(id, plan=plan)
-        except ValueError as e: return Titled('Sign up', P(str(e)))
+        except ValueError as e: return Titled('Sign up', P(str(e)), A('Back', href='/'))
         t.db.t.sent.create(id=int, month=str, n=int, pk='id', if_not_exists=True)
     session['id'] = id
     return RedirectResponse('/', 303)
@@ -61,6 +62,6 @@ def invoices(req, month:str, seconds:float=3):
 
 @rt('/invoices/{job_id}', methods='get')
 def show(req, job_id:str):
-    return Titled('Invoices', JobProgress(job_id, label='Sending'), P(f'Job {job_id}')) if customer(req) else RedirectResponse('/', 303)
+    return Titled('Invoices', JobProgress(job_id, label='Sending'), P(f'Job {job_id}'), A('Back', href='/')) if customer(req) else RedirectResponse('/', 303)
 
 if __name__=='__main__': uvicorn.run(app, host='127.0.0.1', port=int(sys.argv[1]) if len(sys.argv)>1 else 5003)

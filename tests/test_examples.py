@@ -15,6 +15,11 @@ def get(url):
     try: return httpx.get(url).text
     except httpx.TransportError: return ''
 
+def readable(html):
+    "On a phone and read aloud: it has the width of the screen, names its language, and each field says what it is for"
+    fields,labels = re.findall('<input', html),re.findall(r'<label>[^<]+<input', html)
+    return 'width=device-width' in html and re.search('<html[^>]* lang="en"', html) and len(fields)==len(labels)
+
 def test_app(tmp_path):
     "P1: a report that was asked for before `kill -9` is there after a restart; the other tenant has none"
     port = free_port()
@@ -30,6 +35,7 @@ def test_app(tmp_path):
         until(lambda: 'report for acme' in get(f'{url}/acme'), 20)
         assert len(re.findall('<li>', get(f'{url}/acme')))==1 and '<li>' not in get(f'{url}/globex')
         assert not re.findall(r'src="|rel="stylesheet"', get(f'{url}/acme'))        # nothing is loaded from anywhere
+        assert readable(get(f'{url}/acme'))
     finally: p.terminate(); p.wait()
 
 @contextmanager
@@ -48,10 +54,12 @@ def test_saas(tmp_path):
     url,cmd = f'http://127.0.0.1:{port}',(str(examples/'saas.py'), str(port))
     with started(tmp_path, *cmd) as p:
         until(lambda: 'Sign up' in get(url), 40)
+        assert readable(get(url))
         with httpx.Client(base_url=url, follow_redirects=True) as c:
             assert 'Send invoices' in c.post('/signup', data=dict(id='acme', plan='pro')).text
             assert 'the first a letter or digit' in c.post('/signup', data=dict(id='../x')).text
             page = c.post('/invoices', data=dict(month='May', seconds=2)).text
+            assert readable(page) and readable(c.get('/').text) and '>Back<' in page
             job = re.search('Job ([0-9a-f-]{36})', page)[1]
             until(lambda: re.search('invoice [1-9]', c.get(f'/_jobs/{job}/progress').text), 20)
             assert httpx.get(f'{url}/_jobs/{job}/progress').status_code==404, 'somebody who is not signed in'

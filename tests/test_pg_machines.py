@@ -8,7 +8,9 @@ from fh_saas.ids import from_iso
 from pg import Server, on_server as t # noqa: F401, `t` is the fixture of all tests here but one
 from util import PgTenant, done, end, process, run_py, said, stop_worker, until
 
-WORK = "m = mgr(tasks=[gated, quick], threads=2); m._lane.lease_s = float(sys.argv[3]); m._serve(); out('up'); time.sleep(600)"
+# The lease first: where work lies, a manager's worker claims before the next line of the program is reached
+WORK = """import fh_saas.store.pg_file as _f; _f.PgFile.lease_s = float(sys.argv[3])
+m = mgr(tasks=[gated, quick], threads=2); m._serve(); out('up'); time.sleep(600)"""
 
 def machine(t, name, lease=15., code=WORK):
     "A worker on a machine of its own"
@@ -23,6 +25,8 @@ def is_killed(t, lease):
         said(a, 'up'); said(b, 'up')
         until(lambda: t.log('start'))
         first = t.log('start')[0]
+        left = [from_iso(o)-time.time() for _,o in m._lane.store.owners()]
+        assert left and max(left)<=lease, f'claims were made with another lease than {lease:g} s: {left}'
         end(a if int(first[3])==a.pid else b)
         began = time.monotonic()
         until(lambda: len(t.log('start'))==2, lease+10)

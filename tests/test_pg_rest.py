@@ -1,11 +1,15 @@
 "What else there is, on a server: retention, schedules, limits, tasks in child processes, the dashboard, `fh_saas doctor`, keys"
-import re, subprocess, sys, time
+import itertools, re, subprocess, sys, time
 from html import unescape
+from types import SimpleNamespace
 
 import cpu, pytest
 from fh_saas.running.children import children
 from fh_saas.dashboard import dashboard
 from fh_saas.keys import new_key
+from fh_saas.running.retention import Sweep
+from fh_saas.store import pg_file
+from fh_saas.store.base import StoreBusy
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import current_job
 from starlette.testclient import TestClient
@@ -41,6 +45,26 @@ def test_retention(t):
     assert m.prune()==1 and {j.id for j in m.list_jobs()}=={ids['kept'], ids['bad']}
     c.tick(9*86400)
     assert m.prune()==2 and m.list_jobs()==[] and m._lane.store.read('select count(*) from tenant_job_steps')==[(0,)]
+
+def test_pruning_a_server_far_away(t, monkeypatch):
+    "How long an answer is on its way is not the rows' doing: where the server needs a millisecond for a commit, it removes many, though 20 pass at this end"
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=time.sleep, perf_counter=itertools.count(0., .02).__next__)
+    monkeypatch.setattr(pg_file, 'time', clock)
+    monkeypatch.setattr(pg_file, '_TOOK', 'select .001::float8', raising=False)
+    m = t.look()
+    with m._lane.store.writing() as c:
+        c.own("""insert into tenant_jobs(id,job_type,status,payload,created_at,completed_at,task)
+            select 'j'||i, 'a', 'completed', '{}', '2026-01-01', '2026-01-01', 'm:f' from generate_series(1,400) i""")
+    s = Sweep(m._lane, {('completed',''):5*86400.}, {}, 1.8e9)
+    commits = [o for o in s.steps() if o]
+    assert s.n==400 and len(commits)<10, commits
+
+def test_a_commit_that_goes_along_with_a_failure(t):
+    "Nothing of a statement that stands alone stays, and the connection can be used again"
+    store = t.look()._lane.store
+    with pytest.raises(StoreBusy): store.alone("insert into tenant_meta select 'a','1' union all select 'a','1'")
+    assert store.read("select value from tenant_meta where key='a'")==[] and store.alone("insert into tenant_meta values('a','1')")[0]==1
+    assert store.read("select value from tenant_meta where key='a'")==[('1',)] and len(store.pool.free)==1
 
 def len_(): return 1
 

@@ -274,16 +274,16 @@ def _run(self:Pruner):
 @patch
 def _step(self:Pruner, sweep, steps):
     "One step of one sweep; how long it took, or None if there are no more"
-    lane,pinned = sweep.lane,sweep.lane.pin()
+    lane,pinned,rest = sweep.lane,sweep.lane.pin(),EVERY_S
     try:
         if pinned: return next(steps)
-    except StopIteration: sweep.told()
+    except StopIteration: sweep.told(); rest = max(EVERY_S, SELDOM*sweep.spent)
     except StoreError as e: log.info('pruning stops for now: %s', e)
     except Exception: log.exception('%s could not be pruned', lane.name)
     finally:
         if pinned: lane.unpin()
     self.lanes.discard(lane)
-    lane.prune_at = self.mono()+max(EVERY_S, SELDOM*sweep.spent)
+    lane.prune_at = self.mono()+rest
 
 @patch
 def stop(self:Pruner):

@@ -56,6 +56,7 @@ class PgConn:
         self.raw,self.schema,self.locks,self.key,self.give = raw,schema,locks or {},key,raw.close
         self._last = self._all = 0
         self.queued,self.last,self.first = [],[],None    # statements to go with the next one, and with the commit; see Fewer answers to wait for
+        self.then,self.got = (),()         # statements to follow the next one at once, and what they gave
         self.turns = False                 # whether turns of others go on beside this transaction
         self._cur = _cursor(raw)
     def __repr__(self): return f'PgConn({self.raw!r})'
@@ -86,7 +87,10 @@ def own(self:PgConn,
 @patch
 def _ran(self:PgConn, sql, args):
     self.first = None
-    if self.queued: return self._sent((sql, args))[0]
+    if self.queued or self.then:
+        got,*self.got = self._sent((sql, args), *self.then)
+        self.then = ()
+        return got
     self._cur.execute(sql, args)
     self._last = max(0, self._cur.rowcount)
     self._all += self._last
@@ -122,7 +126,7 @@ def _sent(self:PgConn, *qs):
     cs = _cursors(self.raw, len(queued)+len(qs))
     with _together(self.raw):
         for c,q in zip(cs, (*queued, *qs)): c.execute(*q)
-    for c in cs[len(queued):]: self._last = max(0, c.rowcount); self._all += self._last
+    for c in reversed(cs[len(queued):]): self._last = max(0, c.rowcount); self._all += self._last      # that of the first
     return [_Rows(c) for c in cs[len(queued):]]
 
 @patch
@@ -180,7 +184,7 @@ _SET = 'select '+','.join(f"set_config('{k}','{v}',true)" for k,v in dict(synchr
     enable_mergejoin='off', idle_in_transaction_session_timeout=int(STILL_S*1000)).items())+",set_config('lock_timeout',%s,true)"
 _SET_ALONE,_SET_BESIDE = [f'{_SET},pg_advisory_xact_lock{o}(%s::int,%s::int)' for o in ('', '_shared')]      # the lock last: the timeout is for it
 
-# %% ../../nbs/store/21_pg_file.ipynb #a9d7045a
+# %% ../../nbs/store/21_pg_file.ipynb #345854f6
 @patch
 def at_once(self:PgConn,
     wait_s:float, # Longest wait for a lock, in seconds
@@ -533,25 +537,26 @@ def read(self:PgFile,
     "Rows of a query, from the last commit"
     return self._patiently(lambda c: c.execute(sql, args).fetchall())
 
+# %% ../../nbs/store/21_pg_file.ipynb #098643c4
+_TOOK = 'select extract(epoch from clock_timestamp()-transaction_timestamp())::float8'
+
 @patch
 def alone(self:PgFile,
     sql:str, # One statement that gives no rows, as SQLite has it
     args:tuple=(), # Bound values
     wait_s:float=None, # How long to wait for a connection and for locks, in seconds; None for the database's default
-    timer:Callable=None, # Gives seconds; None for the usual clock
+    timer:Callable=None, # Gives seconds; None for the server's clock
 )->tuple: # (rows that it changed, seconds that it took)
     "A statement that is its own transaction. Raises `StoreBusy` or `StoreError`"
-    timer = timer or time.perf_counter
     with self._short(wait_s) as c:
-        t = timer()
+        t = timer() if timer else 0.
         try:
             c.post('begin')
             c.post("select set_config('lock_timeout',%s,true)", (str(max(1, int(1000*(self.wait_s if wait_s is None else wait_s)))),))
+            c.then = (_TOOK, None),('commit', None)
             c.execute(sql, args)
-            n = c.changes()
-            c.own('commit')
         except BaseException: _undo(c.raw); raise
-        return n,timer()-t
+        return c.changes(),timer()-t if timer else c.got[0][0][0]
 
 # %% ../../nbs/store/21_pg_file.ipynb #4a5d1a88
 @patch
