@@ -186,7 +186,10 @@ def _tell_of(self:Lane, back, aside):
 def _freed(self:Lane, claimed):
     "Make known what became of those who waited for jobs that ended"
     got = _take(self.store.freed)
-    for id,job_type,status in [o for g in got for o in g.fallen]:
+    fallen = {o[0]:o for g in got for o in g.fallen}
+    now = events._statuses(self, list(fallen))           # a transaction that was undone has said so too
+    for id,job_type,status in fallen.values():
+        if now.get(id, status)!=status: continue
         self.known.held.pop(id, None)
         for f in self.waiting.pop(id, ()): f()
         if self.watched: self.nudge(id)
