@@ -73,9 +73,11 @@ n,size,step,kind = int(sys.argv[3]),int(sys.argv[4]),int(sys.argv[5]),sys.argv[6
 me = psutil.Process()
 m = mgr(tasks=load.light, handoff=0)
 m.task(load.step, name='step')
+def look(): time.sleep(.01); gc.collect(); return sys.getallocatedblocks()
 def see():
-    gc.collect()
-    out(json.dumps(dict(rss=me.memory_info().rss, blocks=sys.getallocatedblocks(), threads=me.num_threads(), fds=me.num_fds(), at=time.monotonic())))
+    "The rows have ended a moment before the worker lets go of them; what grows stays however often one looks"
+    while m._lane.hand: time.sleep(.002)
+    out(json.dumps(dict(rss=me.memory_info().rss, blocks=min(look() for _ in range(5)), threads=me.num_threads(), fds=me.num_fds(), at=time.monotonic())))
 def left(): return m._lane.store.read("select count(*) from tenant_jobs where status in ('pending','running')")[0][0]
 def wait(k):
     while left()>k: time.sleep(.002)
