@@ -131,7 +131,7 @@ def turn(self:Lane,
                 if notes: self._note(notes)
                 refused = self._write(acks)
                 self._return(back, aside)
-                if self.limits.used or self.limits.slots: self._leave_room([*(a.claim for a in acks), *back, *aside], limit)
+                if self.limits.holds(self.store._c): self._leave_room([*(a.claim for a in acks), *back, *aside], limit)
                 claims = self._claim(handed, limit, only)
     except BaseException as e:
         self._take_back(queues, taken, notes)
@@ -153,7 +153,7 @@ def turn(self:Lane,
     if listening(): self._tell_of(back, aside)
     return out
 
-# %% ../../nbs/running/14_lane.ipynb #9b1118bd
+# %% ../../nbs/running/14_lane.ipynb #192f54e7
 @patch
 def _at_once(self:Lane, handed, limit, only, wait_s):
     "What is due, claimed without a turn; None where a turn has to look"
