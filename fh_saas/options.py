@@ -70,7 +70,7 @@ def key_text(
         if isinstance(o, bool) or not isinstance(o, (str, int)): raise TypeError(f'{name} must be text, an int or a tuple of these, not {v!r}')
     if isinstance(v, str):
         if v=='' or '\0' in v: raise ValueError(f'{name} must not be empty nor hold NUL')
-        s = v
+        s = str.__str__(v)       # an enum's own `str` gives its name
     else: s = '\x1e'+msgspec.json.encode(v).decode()
     try: b = s.encode()
     except UnicodeEncodeError: raise ValueError(f'{name} must be text that UTF-8 can carry, not {v!r}') from None
@@ -201,7 +201,8 @@ def put_options(
 
 def _digest(job):
     "The arguments, in whatever order they were given"
-    return hashlib.sha256(msgspec.json.encode([msgspec.json.decode(job.payload), job.typed], order='sorted')).hexdigest()
+    typed = job.typed and msgspec.json.encode(sorted(msgspec.json.decode(job.typed))).decode()
+    return hashlib.sha256(msgspec.json.encode([msgspec.json.decode(job.payload), typed], order='sorted')).hexdigest()
 
 def _put_unique(job, u, scope, kwargs, iso, now):
     if callable(u): u = _unique('unique', _worked_out('unique', u, kwargs))

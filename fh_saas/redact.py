@@ -33,13 +33,14 @@ class Redactor:
 _scheme = re.compile(r'(?:bearer|basic|digest|negotiate|token|apikey|aws4-[\w-]+)[ \t]+', re.I)
 _plain = re.compile(r'''[^\s,;&)\]}'"<>]*''')
 _quoted = re.compile(r'''[bfru]{0,2}(\\*["'])''', re.I)
+_rest = {q:re.compile(rf'[^{q}\\]*+(?:\\.[^{q}\\]*+)*+{q}', re.S) for q in '"\''}     # to the closing quote, over those that a backslash escapes
 _open = dict(zip('{[(', '}])'))
 
 def _end(s, i):
     "Where the value that begins at `i` ends"
     if m := _quoted.match(s, i):
+        if m[1] in _rest: return e.end() if (e := _rest[m[1]].match(s, m.end())) else len(s)
         j = s.find(m[1], m.end())
-        while j>0 and m[1] in '"\'' and s[j-1]=='\\' and (j-len(s[:j].rstrip('\\')))%2: j = s.find(m[1], j+1)
         return len(s) if j<0 else j+len(m[1])
     if i<len(s) and s[i] in _open:
         depth = 0

@@ -161,10 +161,11 @@ def _plan(self:Timetable, name, row, head, now, thawed, rezoned, zone, born):
         code = head.spec if head else row.code if row and row.code else self.own[name][0]
         spec,was = code|(row.changed if row else {}),row.done_to if row else None
         check_rule(**{k:spec[k] for k in RULE})
-        known = [t for t in (was, head and head.done_to) if t is not None and t<=now+DAY_S] + ([born] if head else [])
+        off = offset_of(self.seed, spec['spread'], name)       # what is to run after a moment may have its slot before that
+        known = [t for t in (was, head and head.done_to-off) if t is not None and t<=now+DAY_S] + ([born] if head else [])
         last = None if was is None and not head or was is not None and was>now+DAY_S else max(known)
-        if last is not None: last = max(last, 0 if spec['catch_up']=='all' else thawed, 0 if spec['tz'] else rezoned)
-        return Plan(name, spec, _cron(spec['expr'], spec['tz'] or zone), last, was, offset_of(self.seed, spec['spread'], name),
+        if last is not None: last = max(last, 0 if spec['catch_up']=='all' else thawed-off, 0 if spec['tz'] else rezoned)
+        return Plan(name, spec, _cron(spec['expr'], spec['tz'] or zone), last, was, off,
                     (row and row.paused) or (head and head.paused))
     except (ValueError, TypeError, KeyError) as e:
         if (bad := (name, str(e))) not in self._bad: self._bad.append(bad); log.error('schedule %r stands still: %s: %s', name, type(e).__name__, e)
@@ -332,8 +333,9 @@ def pause(self:Schedule)->Schedule: # As it is now
 @patch
 def resume(self:Schedule)->Schedule: # As it is now
     "Go on from now; slots that passed in the pause are not made up"
-    now = self.owner._cron_clock()
-    change(self.owner, self.name, lambda row: dict(paused=None, done_to=max(row.done_to, now)) if row.paused else {})
+    now,mine = self.owner._cron_clock(),getattr(self.owner, '_timetable', None)     # for all tenants each takes off its own offset, see `_plan`
+    def new(row): return dict(paused=None, done_to=max(row.done_to, now-(offset_of(mine().seed, row.spec['spread'], self.name) if mine else 0.)))
+    change(self.owner, self.name, lambda row: new(row) if row.paused else {})
     return self._again()
 
 # %% ../nbs/19_scheduler.ipynb #4d381794

@@ -24,9 +24,9 @@ from .running.steps import JobTransaction, joined
 from .store.sqlite import crashed
 from .telemetry import listening, subscribe
 from .tenants import Tenants
-from .utils_bgtsk import BackgroundTaskManager, TenantJob, _job
+from .utils_bgtsk import BackgroundTaskManager, TenantJob, Transaction, _job
 from functools import partial, wraps
-from inspect import iscoroutinefunction
+from inspect import isawaitable, iscoroutinefunction
 from math import ceil
 from typing import Callable
 import msgspec
@@ -58,7 +58,7 @@ class JobTester(GetAttr):
         clock:Clock=None, # To move; None for the target's if it is one, else a new one
         **options # For the manager that is made here, as `BackgroundTaskManager` takes them
     ):
-        self._after,self._was,self._marks,self.inline = ExitStack(),[],{},inline
+        self._after,self._was,self._marks,self._busy,self.inline = ExitStack(),[],{},set(),inline
         self.clock = clock or (c if isinstance(c := getattr(target, 'clock', None), Clock) else Clock(c and ceil(c())))
         if isinstance(target, (BackgroundTaskManager, Tenants)):
             if options: raise TypeError(f'{next(iter(options))}= is for a manager that is made here; {target!r} is there already')
@@ -84,12 +84,13 @@ def _make(self:JobTester, db, options):
 def _take(self:JobTester, m):
     "Have the manager's jobs run by `drain` alone, in the time of our clock"
     lane,is_new = m._lane,m not in [o for o,_ in self._was]
-    if is_new: self._was.append((m, {k:getattr(m, k) for k in ('worker', 'clock')}))
+    if is_new: self._was.append((m, {k:vars(m)[k] for k in ('worker', 'clock', '_announce') if k in vars(m)}))
     m.worker,m.clock = False,self.clock
     if lane.server: lane.server.leave([lane], m.drain_s)
     lane.clock = lane.limits.clock = self.clock
     lane.due_at = None
-    if is_new: self._marks[m] = lane.store.read('select coalesce(max(rowid),0) from tenant_jobs')[0][0]
+    if is_new: self._marks[m] = {o for o, in lane.store.read('select id from tenant_jobs')}       # a place in the table is used again once its row is deleted
+    m.__dict__.pop('_announce', None)
     if self.inline: m._announce = partial(self._announced, m)
     return m
 
@@ -129,7 +130,7 @@ def drain(self:JobTester,
     "Run what is due. Raises `StoreError`"
     n,end = 0,self.clock.t+ahead
     while True:
-        while k := sum([m.run_due() for _,m in self._managers()]): n += k
+        while k := sum([self._run(m) for _,m in self._managers()]): n += k
         at = min([_next(m) for _,m in self._managers()], default=float('inf'))
         if at>end+1e-6 or not ahead: break          # what is stored is rounded to microseconds
         self.clock.t = max(at, self.clock.t+.001)
@@ -140,18 +141,26 @@ def _next(m):
     with m._using() as lane: lane._look_ahead(); return lane.due_at
 
 @patch
+def _run(self:JobTester, m):
+    me = m,threading.get_ident()
+    self._busy.add(me)
+    try: return m.run_due()
+    finally: self._busy.discard(me)
+
+@patch
 def _announced(self:JobTester, m, lane, jobs, ring=True):
     "Jobs were committed: run them, unless a job has submitted them, which comes first"
     type(m)._announce(m, lane, jobs, ring)
-    if current.get() is None: m.run_due()
+    if (m, threading.get_ident()) in self._busy: lane.dirty = True       # a job, or who hears of one: whoever runs them here goes on with these
+    elif current.get() is None: self._run(m)
 
 # %% ../nbs/40_testing.ipynb #94834d24
 @patch
 def _found(self:JobTester, job_type=None, status=None):
     out = []
     for id,m in self._managers():
-        with m._using() as lane: rows = lane.store._rows('select * from tenant_jobs where rowid>? order by rowid', (self._marks[m],))
-        out += [(id, _job(o)) for o in rows if job_type in (None, o['job_type']) and status in (None, o['status'])]
+        with m._using() as lane: rows = lane.store._rows('select * from tenant_jobs order by rowid', ())
+        out += [(id, _job(o)) for o in rows if o['id'] not in self._marks[m] and job_type in (None, o['job_type']) and status in (None, o['status'])]
     return out
 
 @patch
@@ -274,18 +283,19 @@ def crashing(
     attempt:int=1, # Only in this attempt of the job; None for each
 )->Callable:
     "A function that does what `f` does, and where the process dies"
+    async def awaited(v):
+        v = await v
+        if not before: crash(attempt)
+        return v
     @wraps(f)
     def g(*a, **k):
         if before: crash(attempt)
         v = f(*a, **k)
+        if isawaitable(v): return awaited(v)         # nothing of it may have happened yet
         if not before: crash(attempt)
         return v
     @wraps(f)
-    async def ag(*a, **k):
-        if before: crash(attempt)
-        v = await f(*a, **k)
-        if not before: crash(attempt)
-        return v
+    async def ag(*a, **k): return await g(*a, **k)
     return ag if iscoroutinefunction(f) else g
 
 # %% ../nbs/40_testing.ipynb #9c5f8954
@@ -318,6 +328,7 @@ def _around(places, name, before=None, after=None, job=lambda o: o):
 def _commits(places):
     def make(f):
         def g(o, ok):
+            if o.job is None: return f(o, ok)
             die = ok and places.at('before the commit of transaction()')
             f(o, ok and not die)
             if die: crash(None, o.job)
@@ -326,6 +337,13 @@ def _commits(places):
     return make
 
 # %% ../nbs/40_testing.ipynb #b92e01aa
+def _here(_): return (a := current.get()) and context_of(a)
+
+def _of_job(f):
+    def g(o, m): f(o, m); o.job = _here(o)
+    return g
+
+# %% ../nbs/40_testing.ipynb #27cfeb0c
 def _attempts(places):
     def make(f):
         def g(a):
@@ -342,12 +360,11 @@ def _attempts(places):
 @contextmanager
 def _watching(places):
     "While the block runs, jobs come by `places`"
-    here = lambda o: (a := current.get()) and context_of(a)
     spots = [(JobContext, '_begin_step', _around(places, 'step', lambda n: f'before step {n!r}')),
         (JobContext, '_keep', _around(places, 'step', lambda n, *_: f'in step {n!r}, before its result is kept', lambda n, *_: f'after step {n!r}')),
         (JobContext, '_say', _around(places, 'say', after=lambda what, *_: f'after {what}')),
-        (JobTransaction, '_end', _commits(places)), (utils_bgtsk, 'run_attempt', _attempts(places)),
-        (BackgroundTaskManager, '_save', _around(places, 'submit', lambda js: f'before submit of {js[0].job_type!r}', lambda js: f'after submit of {js[0].job_type!r}', here))]
+        (JobTransaction, '_end', _commits(places)), (Transaction, '__init__', _of_job), (Transaction, '_end', _commits(places)), (utils_bgtsk, 'run_attempt', _attempts(places)),
+        (BackgroundTaskManager, '_save', _around(places, 'submit', lambda js: f'before submit of {js[0].job_type!r}', lambda js: f'after submit of {js[0].job_type!r}', _here))]
     was = [(o, k, vars(o)[k]) for o,k,_ in spots]
     for o,k,make in spots: setattr(o, k, make(vars(o)[k]))
     try: yield

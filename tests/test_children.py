@@ -474,3 +474,24 @@ def test_a_child_whose_parent_died_before_it_was_ready():
                          start_new_session=True, stderr=subprocess.PIPE, text=True)
     assert p.communicate(timeout=20)[1]=='' and p.returncode in (0, -9)
     theirs.close(); os.close(r)
+
+# --- what is done, and what has not begun
+
+@of_processes
+@pytest.mark.parametrize('what', ['stdout', 'database'])
+def test_work_that_is_done_is_not_undone_by_what_it_left(t, what):
+    "A stream that the task has closed, a database that cannot be closed: the job has completed"
+    assert run(t.mgr(handoff=0), cpu.shut, what=what).result==f'"{what}"'
+
+@of_processes
+def test_a_child_that_dies_with_nothing_to_do_costs_no_attempt(t, monkeypatch):
+    "The job had not begun: another child runs it"
+    m,old,died = t.mgr(handoff=0),type(children).take,[]
+    first = run(m, cpu.me).result
+    def take(self, name):
+        c = old(self, name)
+        if not died: died.append(c.proc.pid); os.kill(c.proc.pid, signal.SIGKILL); os.waitid(os.P_PID, c.proc.pid, os.WEXITED|os.WNOWAIT)
+        return c
+    monkeypatch.setattr(type(children), 'take', take)
+    j = run(m, cpu.me)
+    assert died==[int(first)] and j.result!=first and j.retry_count==0

@@ -72,6 +72,17 @@ def test_pause_is_not_made_up(m, clock):
     m.run_due(); assert slots(m)==[]
     clock.at('2026-03-04T09:00:00Z'); m.run_due(); assert slots(m)==['2026-03-04T09:00']
 
+def test_a_short_pause_costs_no_run_that_is_still_to_come(m, clock):
+    "With a spread, the slot lies before the pause and the run behind it"
+    m.cron('0 9 * * *', nightly, name='n', spread=600)
+    run_at = m.schedule('n').next[0].timestamp()
+    assert from_iso('2026-03-02T09:02:00Z')<run_at
+    clock.at('2026-03-02T09:00:00Z'); m.run_due()
+    m.schedule('n').pause(); clock.t += 60; m.run_due()
+    assert m.schedule('n').resume().next[0].timestamp()==run_at
+    clock.t = run_at+1; m.run_due(); assert slots(m)==['2026-03-02T09:00']
+    m.schedule('n').pause(); clock.t = run_at+DAY+1; m.run_due(); m.schedule('n').resume(); m.run_due(); assert len(slots(m))==1, 'that run fell into the pause'
+
 def test_change_at_run_time_wins_over_the_code_until_reset(t, m, clock):
     m.cron('0 9 * * *', nightly, name='n')
     s = m.schedule('n', expr='0 3 * * *')
@@ -224,6 +235,22 @@ def test_spread_is_even_and_stays(many, clock):
     clock.at('2026-03-02T09:30:00Z'); due(ts)
     assert early<12 and all(at(ts, o)==['2026-03-02T09:00'] for o in ts)
     assert len({j.created_at for j in ts['t0'].jobs.list_jobs()})==1
+
+@pytest.mark.parametrize('what', ['pause', 'freeze'])
+def test_nor_for_any_of_many_tenants(many, clock, what):
+    ts = many()
+    for i in range(6): ts.create(f't{i}')
+    ts.cron('0 9 * * *', nightly, name='n', spread=600)
+    clock.at('2026-03-02T09:00:00Z'); due(ts)
+    clock.at('2026-03-02T14:00:00Z'); due(ts); early = {o for o in ts if at(ts, o)}
+    assert 0<len(early)<6
+    if what=='pause': ts.schedule('n').pause(); clock.t += 60; ts.schedule('n').resume()
+    else:
+        for o in list(ts): ts[o].freeze('bill')
+        clock.t += 60
+        for o in list(ts): ts[o].thaw()
+    due(ts); assert {o for o in ts if at(ts, o)}==early
+    clock.at('2026-03-02T19:00:00Z'); due(ts); assert all(at(ts, o)==['2026-03-02T09:00'] for o in ts)
 
 def test_change_for_all_and_for_one(many, clock):
     ts = many()

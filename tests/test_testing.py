@@ -8,7 +8,7 @@ from fh_saas import testing
 from fh_saas.running.context import JobContext
 from fh_saas.ids import from_iso, to_iso
 from fh_saas.retry import RetryPolicy
-from fh_saas.telemetry import listening
+from fh_saas.telemetry import listening, subscribe
 from fh_saas.tenants import Tenants
 from fh_saas.testing import Clock, Crashed, FailedJobs, JobTester, crash, crashing, lose_claim, stop_worker
 from starlette.applications import Starlette
@@ -247,6 +247,64 @@ def test_crash_everywhere_leaves_nothing_behind():
         with pytest.raises(RuntimeError, match='was not come by'):
             it = jobs.crash_everywhere(); next(it); jobs.submit('a', note); jobs.drain(); next(it); next(it)
     assert was==(JobContext._keep, JobContext._say)
+
+# --- a helper must not say that all is well when it is not
+
+def test_a_job_in_the_place_of_one_that_was_deleted(t):
+    "It was submitted, whatever became of those before it"
+    m = t.look()
+    m.submit_many('old', note, [dict(x=i) for i in range(3)])
+    with JobTester(m) as jobs:
+        m.db.q('delete from tenant_jobs')
+        assert jobs.jobs()==[]
+        m.submit('mail', note, x=1)
+        jobs.assert_submitted('mail', x=1)
+        with pytest.raises(AssertionError, match='1 job'): jobs.assert_not_submitted('mail')
+
+class Poster:
+    async def __call__(self, x): ran.append(x)
+
+def test_crashing_dies_after_what_it_calls(job_tester):
+    "Also where that gives something to await without being a coroutine function"
+    f = crashing(Poster())
+    async def post(): await f('posted')
+    id,_ = job_tester.submit('a', post)
+    assert job_tester.drain()==2 and ran==['posted']*2 and job_tester.get_job(id).status=='completed'
+
+@pytest.mark.parametrize('event', ['job.failed', 'job.started', 'job.submitted'])
+def test_inline_jobs_of_whoever_hears_of_jobs(event):
+    "Are submitted in the middle of a turn, and run all the same"
+    with JobTester(inline=True) as jobs:
+        def hear(name, job_type, **_):
+            if name==event and job_type=='a': jobs.submit('b', note, x=name)
+        s = subscribe(lambda event, **f: hear(event, f.get('job_type')), queue=None)
+        try:
+            (th := threading.Thread(target=jobs.submit, args=('a', boom, 1), daemon=True)).start()
+            th.join(20)
+        finally: s()
+        assert not th.is_alive() and not s.failed and sorted(ran, key=str)==sorted([None, event], key=str)
+
+def in_tx(job:JobContext):
+    with job.manager.transaction(): job.submit('child', note, x='child')
+
+async def ain_tx(job:JobContext):
+    async with job.manager.transaction(): await job.asubmit('child', note, x='child')
+
+@pytest.mark.parametrize('f', [in_tx, ain_tx])
+def test_crash_everywhere_comes_by_the_transactions_of_the_manager(job_tester, f):
+    places,children = [],[]
+    for p in job_tester.crash_everywhere():
+        ran.clear()
+        job_tester.submit('a', f); job_tester.drain(ahead=60)
+        places.append(p); children.append(len(ran))
+    i = places.index('before the commit of transaction()')
+    assert places[i+1]=='after the commit of transaction()' and children[i:i+2]==[1, 2], 'what committed before the end comes twice, and no test had said so'
+
+def test_one_inside_another_gives_back_what_it_found(t):
+    m = t.look()
+    with JobTester(m, inline=True):
+        with JobTester(m): m.submit('a', note, x=1); assert not ran
+        m.submit('a', note, x=2); assert ran==[1, 2]
 
 # --- jobs that end failed
 

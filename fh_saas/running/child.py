@@ -12,6 +12,7 @@ from .context import NOTE_S, Cancelled
 from .executor import call, failed
 from ..store.base import Claim
 from ..tasks import Task, in_process, lookup
+from ..telemetry import log
 from collections import deque
 from functools import cache
 from importlib.util import module_from_spec, spec_from_file_location
@@ -131,9 +132,11 @@ def close(self:Stand)->dict: # What the parent needs to know of its end: whether
     self._over.set()
     if (lane := self._lane) is None: return {}
     if job := self.job: job.ending = True
-    if lane.notes:
-        with lane.turning: lane.turn(0)
-    lane.close_idle()
+    try:
+        if lane.notes:
+            with lane.turning: lane.turn(0)
+        lane.close_idle()
+    except Exception: log.exception('%r has ended, and its database could not be closed', self)     # the work is done all the same
     o = self.over
     return dict(stepped=bool(job and job.stepped), over=o and [o.ended, o.result, o.took])
 
@@ -192,7 +195,9 @@ def work(self:Parent):
     "Run what the parent sends until it says to stop"
     while (m := self._todo.get()) is not None:
         out,more = self._attempt(*m[1:])
-        for s in sys.stdout, sys.stderr: s and s.flush()
+        for s in sys.stdout, sys.stderr:
+            try: s and s.flush()
+            except Exception: pass         # the task may have closed it, or whoever read it is gone
         self.wire.send('end', out, rss(), more)
 
 @patch

@@ -60,12 +60,15 @@ class Child:
 @patch
 def run(self:Child,
     a:Attempt, # Claimed
-)->Outcome:
+)->Outcome: # None if it had died with nothing to do, so that the attempt has not begun
     "Run an attempt and wait for its end"
     self.jobs += 1
     self.seen.add(a.task.name)
+    msg = 'run',where(a.task),a.claim,a.began,_place(a.lane)
+    try: self.wire.send(*msg)
+    except OSError:
+        if self.jobs>1: return self.kill(0)
     try:
-        self.wire.send('run', where(a.task), a.claim, a.began, _place(a.lane))
         while m := self.wire.recv(self._gone):
             if m[0]=='end': return self._heard(a, *m[1:])
             self.ready = True
@@ -263,12 +266,16 @@ def run(self:Children,
     c,out = None,INTERRUPTED
     try:
         c = self.take(a.task.name)
-        if h.hold(c) and not a.stop: out = c.run(a)       # whoever sets `stop` looks at `handle` afterwards
+        while h.hold(c) and not a.stop:                   # whoever sets `stop` looks at `handle` afterwards
+            if out := c.run(a): break
+            c = self.give(c, a.task)
+            c = self.take(a.task.name)
     except BaseException as e:
         out = failed(e)
         if c: c.kill(0)
     h.hold()
     if c: self.give(c, a.task)
+    out = out or INTERRUPTED
     if a.stop: return Outcome('failed') if out is INTERRUPTED else out
     return INTERRUPTED if h.asked and out.how=='failed' else out
 

@@ -82,9 +82,10 @@ def raised(
     except BaseException as bad: return out._replace(error=clip(f'{out.error}\nwhat that means for the job could not be told: {failed(bad).summary}'))
 
 def _meant(e, task, out):
-    if isinstance(e, Snooze): return Outcome('snoozed', wait_s=e.seconds, error=str(e) if isinstance(e, CannotOpen) else None)
+    if isinstance(e, (Snooze, RetryIn)): s = _seconds(f'seconds of {_name(e)}', e.seconds)     # a class of the user's may have put anything there
+    if isinstance(e, Snooze): return Outcome('snoozed', wait_s=s, error=str(e) if isinstance(e, CannotOpen) else None)
     if isinstance(e, Discard): return out._replace(final=True, error=clip(why := f'Discarded: {getattr(e, "reason", e)}'), summary=clip(why, 200))
-    if isinstance(e, RetryIn): return out._replace(wait_s=e.seconds)
+    if isinstance(e, RetryIn): return out._replace(wait_s=s)
     return out if task.retries(e) else out._replace(final=True)
 
 # %% ../../nbs/running/10_executor.ipynb #38fc2e7e

@@ -131,7 +131,7 @@ def turn(self:Lane,
                 if notes: self._note(notes)
                 refused = self._write(acks)
                 self._return(back, aside)
-                if self.limits.used or self.limits.slots: self._leave_room([*(a.claim for a in acks), *back, *aside], limit)
+                if self.limits.holds(self.store._c): self._leave_room([*(a.claim for a in acks), *back, *aside], limit)
                 claims = self._claim(handed, limit, only)
     except BaseException as e:
         self._take_back(queues, taken, notes)
@@ -186,7 +186,10 @@ def _tell_of(self:Lane, back, aside):
 def _freed(self:Lane, claimed):
     "Make known what became of those who waited for jobs that ended"
     got = _take(self.store.freed)
-    for id,job_type,status in [o for g in got for o in g.fallen]:
+    fallen = {o[0]:o for g in got for o in g.fallen}
+    now = events._statuses(self, list(fallen))           # a transaction that was undone has said so too
+    for id,job_type,status in fallen.values():
+        if now.get(id, status)!=status: continue
         self.known.held.pop(id, None)
         for f in self.waiting.pop(id, ()): f()
         if self.watched: self.nudge(id)

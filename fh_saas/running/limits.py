@@ -104,7 +104,7 @@ def _of_types(self, c, claims):
 def _of_keys(self, c, claims):
     "Room in the lines of keys, how many claims stand in each, the rates among them, and the limits over all databases"
     room,rates,keyed = {},{},[o for o in claims if o.limit_key]
-    tasks = {o.limit_key:self.known.resolve(o.task, o.id) for o in keyed}
+    tasks = {k:self.known.resolve(o.task, o.id) for k,o in {o.limit_key:o for o in keyed}.items()}      # once for each key: it takes as long as a claim
     mine,run = Counter([o.limit_key for o in keyed]),counts(c, list(tasks)) if keyed else {}
     for k,t in tasks.items():
         if t and t.limit: room[f'l:{k}'] = t.limit-run.get(k, 0)+mine[k]
@@ -151,12 +151,18 @@ def _note(self:Limits, c, out, rates, held):
 
 # %% ../../nbs/running/13_limits.ipynb #c63ec9a3
 @patch
+def holds(self:Limits,
+    c, # The connection, inside `writing()`
+)->bool:
+    "Whether a limit holds any job"
+    return bool(self.used or self.globs) and any_held(c)
+
+@patch
 def let_next(self:Limits,
     c, # The connection, inside `writing()`
     claims:list, # `Claim`s whose attempts have ended, or that went back
 ):
     "Let go one held job for each"
-    if not self.used or not any_held(c): return
     frees = Counter([f'l:{o.limit_key}' for o in claims if o.limit_key])
     frees.update([f't:{o.job_type}' for o in claims if f'limit:t:{o.job_type}' in self.ctl])
     if frees: let_go(c, list(frees.items()))

@@ -23,18 +23,19 @@ class Together:
     holds = False     # whether it holds the write lock
     def __init__(self,
         lane:'Lane', # Of which database
-    ): self.lane,self.open,self.jobs,self.keys = lane,True,[],{}
+    ): self.lane,self.open,self.jobs,self.keys,self.same = lane,True,[],{},{}
     def insert(self,
         jobs:list, # `NewJob`s
     ):
         "Take jobs; their ids, or those of jobs that hold their unique keys"
         return [self._take(o, o.unique_key) for o in jobs]
     def _take(self, o, k):
+        if o.parents and self.same: o.parents = msgspec.json.encode([self.same.get(p, p) for p in msgspec.json.decode(o.parents)]).decode()
         if k is None: self.jobs.append(o); return o.id
         store = self.lane.store
         id = self.keys.get(k) or (None if is_over(store, k, self.lane.now()) else holder(store, k))
         if id is None: self.jobs.append(o)
-        self.keys[k] = id = id or o.id
+        self.keys[k] = self.same[o.id] = id = id or o.id       # who waits for it waits for the one that there is
         return id
     def drop(self):
         "The jobs will not exist: forget the functions that were kept for them"
@@ -158,7 +159,12 @@ async def astep(self:JobContext,
     with self._stepping(name) as jobs:
         v = fn(*args, **kwargs) if inspect.iscoroutinefunction(fn) else await asyncio.to_thread(fn, *args, **kwargs)
         if inspect.isawaitable(v): v = await v
-        return await in_thread(self._keep, name, v, jobs)
+        kept = in_thread(self._keep, name, v, jobs)
+        try: return await asyncio.shield(kept)
+        except asyncio.CancelledError:     # it is known whether it was kept before the task goes on
+            if not kept.done(): await asyncio.wait([kept])
+            if kept.exception() is None: self._steps[name] = dump_result(kept.result()); jobs.jobs = []
+            raise
 
 # %% ../../nbs/running/05_steps.ipynb #b9e1c35e
 class Block(Together):

@@ -1,6 +1,7 @@
 "Tasks for child processes"
 import asyncio, ctypes, os, re, signal, subprocess, sys, time
 from fh_saas.running.context import JobContext, current_job
+from fh_saas.running.lane import Lane
 from fh_saas.retry import Discard, RetryIn, Snooze
 from fh_saas.utils_bgtsk import BackgroundTaskManager, task
 from util import opened
@@ -137,3 +138,10 @@ def books(folder, job:JobContext, then='return', fail=False, path=None):
     say(folder, 'booked')
     if then=='crash': ctypes.string_at(0)
     if then=='hold': gate(folder)
+
+@task(process=True, max_retries=1)
+def shut(what):
+    "Does its work, and leaves something behind that cannot be used any more"
+    if what=='stdout': sys.stdout.close()
+    else: Lane.close_idle = lambda self: 1/0; current_job().log('done')
+    return what
