@@ -75,3 +75,10 @@ def test_every_way(t, watched, job_clock):
 
 def test_places():
     assert {o for a,b,_ in life.WAYS for o in (a,b) if o}==set(life.PLACES) and len({o[:2] for o in life.WAYS})==len(life.WAYS)
+
+def test_a_program_that_ends_gives_back_what_runs(t):
+    "It drains at its exit, where some Pythons (3.12.1) start no thread any more: what runs too long goes back and has used no attempt, and nothing is printed"
+    with process(t, "m = mgr(tasks=[gated], handoff=0, drain_s=.05); m.submit('g', gated, folder=folder, name='x')\nwhile not os.path.exists(folder+'/log'): time.sleep(.005)") as p:
+        o,e = p.communicate(timeout=60)
+    j, = t.look().list_jobs()
+    assert (p.returncode,o,j.status,j.retry_count)==(0,'','pending',0) and 'Traceback' not in e, e

@@ -197,3 +197,16 @@ def test_a_cancel_that_was_undone_is_not_told(t, monkeypatch):
         assert not h['job.failed', b] and m.run_due()==3 and sorted(ran)==['child', 'other', 'parent']
     c,_ = m.submit('x', note, x='parent'); d,_ = m.options(after=[c]).submit('x', note, x='child')
     with heard() as h: m.cancel(c); assert h['job.failed', d]==1
+
+# --- alike, wherever it runs
+
+@pytest.mark.parametrize('by_hand', [False, True])
+def test_what_an_async_task_raises_means_the_same_everywhere(t, by_hand):
+    "CancelledError of its own making is an exception like others: the task says that there is no retry after it"
+    async def gives_up(): raise asyncio.CancelledError('of its own')
+    m = t.mgr(handoff=0, worker=not by_hand)
+    m.task(gives_up, name='gives_up', retry_on=OSError)
+    id,_ = m.submit('x', gives_up)
+    if by_hand: m.run_due()
+    until(lambda: m.get_job(id).retry_count==1)
+    assert m.get_job(id).status=='failed'

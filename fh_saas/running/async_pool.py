@@ -10,7 +10,7 @@ import asyncio, threading, time
 from collections import deque
 from contextvars import Context, copy_context
 from fastcore.basics import patch
-from .executor import INTERRUPTED, acall, failed
+from .executor import INTERRUPTED, acall, raised
 from .lane import Attempt
 from ..telemetry import log
 from typing import Callable
@@ -59,7 +59,7 @@ async def _attempt(self:AsyncPool, a, me):
     t = time.monotonic()
     timer = self.loop.call_later(a.claim.timeout_s, self._late, a) if a.claim.timeout_s else None
     try: out = await acall(a.task, a.claim, a)
-    except asyncio.CancelledError as e: out = INTERRUPTED if a.lane.closing and not a.stop else failed(e)
+    except asyncio.CancelledError as e: out = INTERRUPTED if a.lane.closing and not a.stop else raised(e, a.task)
     if timer: timer.cancel()
     self.running.discard(a)
     now = time.monotonic()

@@ -724,8 +724,7 @@ def leave(self:Worker,
         if h := a.handle: h.kill(soon/2) if a.task.process else self.pool.cancel(a)
     _until(lambda: not any(a.handle and (a.task.process or a.task.is_async) for a in busy()), soon or .2)      # a process that was killed is gone in no time
     for a in busy(): a.lane.back.append(a.claim)
-    (t := threading.Thread(target=lambda: [_turns(o, 1., last=True) for o in lanes], name='fh_saas-last', daemon=True)).start()
-    t.join(SILENT_S+len(lanes))
+    _aside(lambda: [_turns(o, 1., last=True) for o in lanes], SILENT_S+len(lanes))
     with self._lock: self.lanes = [o for o in self.lanes if o not in lanes]
     for o in lanes: o.server = None; self.ready.forget(o)
     for h in {id(o.here):o.here for o in lanes if o.here}.values(): self._deafen(h)
@@ -742,6 +741,13 @@ def _turns(lane, wait_s, last=False):
     try:
         if last and not lane.closed: lane.turn(0, wait_s=1.)
     finally: lane.turning.release()
+
+def _aside(f, s):
+    "Do it in a thread and wait so long at most; but here if the program ends and may start no thread any more, as in Python 3.12.1"
+    t = threading.Thread(target=f, name='fh_saas-last', daemon=True)
+    try: t.start()
+    except RuntimeError: f()
+    else: t.join(s)
 
 def _until(f, s):
     end = time.monotonic()+s
