@@ -59,6 +59,7 @@ def is_free(self:Limits)->bool:
     "Whether nothing but the number of threads bounds what may be claimed, as of the last `is_shut`"
     return not (self.shut or self.named or self.ctl or self.used or self.slots or self.globs or self.rates)
 
+# %% ../../nbs/running/13_limits.ipynb #697f05bb
 @patch
 def serves(self:Limits,
     queue:str, # A queue; None for the default one
@@ -167,6 +168,7 @@ def let_next(self:Limits,
     frees.update([f't:{o.job_type}' for o in claims if f'limit:t:{o.job_type}' in self.ctl])
     if frees: let_go(c, list(frees.items()))
 
+# %% ../../nbs/running/13_limits.ipynb #edca61d1
 @patch
 def not_begun(self:Limits,
     c, # The connection, inside `writing()`
@@ -194,6 +196,8 @@ def let_rates(self:Limits,
 def next_at(self:Limits)->float: # Seconds since 1970; infinity for never
     "When a rate next lets a job go"
     return min([at for *_,at in self.rates.values()], default=float('inf')) if self.rates else float('inf')
+
+
 
 # %% ../../nbs/running/13_limits.ipynb #59699e5a
 @patch

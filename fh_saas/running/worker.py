@@ -753,6 +753,7 @@ def _until(f, s):
     end = time.monotonic()+s
     while not f() and time.monotonic()<end: time.sleep(.002)
 
+# %% ../../nbs/running/21_worker.ipynb #2d7fceb6
 @patch
 def _deafen(self:Worker, here):
     "Stop listening to a folder's doorbell if no lane of it is left"

@@ -106,6 +106,7 @@ def _sum(got, *ks):
     n = sum(min(o, MOST) for o in ns)
     return f'{n:,}'+'+'*(max(ns, default=0)>MOST)
 
+# %% ../../nbs/web/07_tenant_pages.ipynb #e09db338
 _IS = dict(here=('this process', 'running'), serves=('runs jobs', 'ok'), submits=('only submits', 'running'), elsewhere=('on another machine', 'ok'),
            silent=('does not renew its lease', 'bad'), dead=('died; its jobs are taken back', 'bad'))
 
@@ -118,6 +119,7 @@ def _workers(v, leases):
     rows = [row(o) for o in v.board.processes(leases)]
     return Section(H2('Workers', Small(' processes that have these databases open')), table(['Process','State','Runs','Began','Its lease ends'], rows, 'Workers'), cls='card')
 
+# %% ../../nbs/web/07_tenant_pages.ipynb #b07af347
 @route('/')
 def home(
     v:View, # The request
