@@ -450,7 +450,7 @@ def test_read_only_file(t):
     "A file that may only be read: the error names it; the process lives"
     t.look().submit('a', work.quick, folder='x'); t.close(); t.managers.clear(); t.dbs.clear()
     for f in Path('/').joinpath(*t.dir.parts[1:2]), *t.dir.parents: 
-        if os.getuid()==0 and f.is_relative_to('/tmp') and f!=Path('/tmp') and f.exists(): f.chmod(0o755)
+        if os.getuid()==0 and f.is_relative_to('/tmp') and f!=Path('/tmp') and f.exists(): f.chmod(f.stat().st_mode|0o755)
     t.path.chmod(0o444); t.dir.chmod(0o555)
     try: assert 'ok' in run_py(t, '''
 from fastlite import Database
@@ -618,7 +618,7 @@ def test_folder_that_may_not_be_written(t):
     "A folder without write permission, where SQLite and the package need files beside: an error that names it"
     t.look().list_jobs(); t.close(); t.managers.clear(); t.dbs.clear()
     for f in t.dir.parents:
-        if os.getuid()==0 and f.is_relative_to('/tmp') and f!=Path('/tmp'): f.chmod(0o755)
+        if os.getuid()==0 and f.is_relative_to('/tmp') and f!=Path('/tmp'): f.chmod(f.stat().st_mode|0o755)
     t.path.chmod(0o666); t.dir.chmod(0o555)
     try: out = run_py(t, '''
 try: db = database(path); m = mgr(); m.submit('a', quick, folder=folder)
