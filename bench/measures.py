@@ -1,5 +1,5 @@
 "The measures: each runs one system once and returns figures by name"
-import os, signal, statistics as st, subprocess, threading, time
+import os, statistics as st, subprocess, threading, time
 from bench import limits
 from bench.task import anoop, began, clear, home, started
 
@@ -12,11 +12,13 @@ class Workers:
         log = open(home/f'{self.s.name}.log', 'ab')
         env = {**os.environ, 'PYTHONPATH':os.getcwd(), 'BENCH_DIR':str(home)}
         self.ps = [subprocess.Popen(self.s.argv(), stdout=log, stderr=log, env=env, start_new_session=True) for _ in range(self.n)]
+        self.end = subprocess.Popen(['sh', '-c', END, 'end', *(str(p.pid) for p in self.ps)], stdin=subprocess.PIPE, start_new_session=True)
         return self
     def __exit__(self, *_):
-        for p in self.ps:
-            if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
-            p.wait()
+        self.end.communicate()
+        for p in self.ps: p.wait()
+
+END = 'cat >/dev/null; for p; do kill -9 "-$p"; done 2>/dev/null'      # also when this process is killed: workers that were left would work for the next measure
 
 def until(f, limit_s=150, every_s=.005, ps=()):
     end = time.monotonic()+limit_s
