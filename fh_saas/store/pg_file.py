@@ -194,7 +194,8 @@ def at_once(self:PgConn,
     if _pipes:
         self.turns = True
         self._set(wait_s, False)
-        return self.own_all(*qs)
+        try: return self.own_all(*qs)
+        except IndexError as e: raise psycopg.InternalError('the server refused the commit') from e      # then psycopg 3.3 may meet one answer more than it counts
     self.begin(wait_s, False)
     return self.own_all(*qs, ('commit', ()))[:-1]
 
