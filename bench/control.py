@@ -56,7 +56,7 @@ def submits(f, n):
 
 def main(argv):
     p = argparse.ArgumentParser(prog='python -m bench control', description=__doc__)
-    p.add_argument('--rounds', type=int, default=5); p.add_argument('--jobs', type=int, default=20000)
+    p.add_argument('--rounds', type=int, default=25); p.add_argument('--jobs', type=int, default=20000)
     p.add_argument('--check', action='store_true', help=f'exit status 1 if one costs more than {BOUND}')
     a = p.parse_args(argv)
     figs = {k:[] for k in FEATURES}
