@@ -13,7 +13,6 @@ class Two:
     def argv(self): return ['sh', '-c', 'sleep 600 & sleep 600']
 with Workers(Two()) as w: print(*(p.pid for p in w.ps), flush=True); sys.stdin.readline()'''
 
-@pytest.mark.skipif(sys.platform=='win32', reason='process groups')
 @pytest.mark.parametrize('killed', [False, True])
 def test_workers_end_with_the_measure(tmp_path, killed):
     "Or they would work for the next one"
