@@ -129,6 +129,7 @@ def load_kwargs(
 )->dict: # Arguments by name, with the types they were given
     "Arguments as they were given. Raises `TypeError` or `ValueError` if the task's annotations no longer fit"
     kw = msgspec.json.decode(text) if text else {}
+    if type(kw) is dict and not typed: return kw
     if isinstance(kw, str) and kw.startswith(SEALED): raise CannotOpen('its payload')
     if not isinstance(kw, dict): raise TypeError(f'the payload is {_tname(kw)}, not an object of arguments by name')
     for k in (msgspec.json.decode(typed) if typed else ()):
