@@ -360,7 +360,7 @@ _task,_id = attrgetter('task'),attrgetter('claim.id')
 @patch
 def _begin(self:Lane, claims):
     t,tasks = time.monotonic(),{} if self.known.held else {n:self.known.resolve(n, '') for n in set(map(_task, claims))}
-    if claims and all(tasks.values()): out = [Attempt(c, tasks[c.task], self, t) for c in claims]
+    if tasks and all(tasks.values()): out = [Attempt(c, tasks[c.task], self, t) for c in claims]
     else: out = self._begin_some(claims, t)
     self.kinds.update({k:o.is_async for k,o in tasks.items() if o})
     self.hand.update(zip(map(_id, out), out))
