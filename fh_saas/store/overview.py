@@ -77,8 +77,10 @@ _SHOW = f"{','.join(['j.rowid',*_NAMES[1:-2]])},substr(error_log,-{TAIL}),coales
 _PICK = f'''select {_SHOW},iif(?2 is null,null,error_log) from (select key k,cast(value as integer) v from json_each(?1)) v cross join tenant_jobs j on j.rowid=v.v
     where (?2 is null or instr(error_log,?2)) and (?3 is null or created_at>=?3) and (?4 is null or created_at<?4) order by k limit ?5'''
 
+def _text(v): return v.decode(errors='replace') if isinstance(v, bytes) else v      # of a row that others wrote
+
 def _row(o, hide):
-    d = dict(zip(_NAMES, o))
+    d = dict(zip(_NAMES, map(_text, o)))
     if (e := d['error']) and d['error_chars']>TAIL: e = e.partition('\n')[2]       # a line that is cut might begin in a secret
     d['error'] = hide(e) if e else None
     return d
@@ -109,7 +111,7 @@ def page(
         places = _places(file, f, high, low, n, up)
         seen += len(places)
         for o in file.read(_PICK.replace('error_log', getattr(file, 'errors', 'error_log')), (_json(places), f.text, f.since, f.until, limit+1-len(rows))):
-            if f.text is None or f.text in hide(o[-1]): rows.append(_row(o[:-1], hide))
+            if f.text is None or f.text in hide(_text(o[-1])): rows.append(_row(o[:-1], hide))
         if len(rows)>limit: return Page(rows[:limit], rows[limit-1]['rowid'], False)
         if len(places)<n: return Page(rows, None, False)
         low,high = on(places[-1])
@@ -188,7 +190,7 @@ def ended(
     places = _places(file, JobFilter(statuses=FINAL), _TOP, 0, limit)
     rows = file.read('''select job_type,status,created_at,started_at,completed_at,retry_count from json_each(?) v cross join tenant_jobs j on j.rowid=cast(v.value as integer)
         order by v.key''', (_json(places),))
-    return Ended(rows, min((o[4] for o in rows if o[4]), default=None) if len(places)==limit else None)
+    return Ended(rows, min((o[4] for o in rows if o[4] and isinstance(o[4], str)), default=None) if len(places)==limit else None)
 
 def percentile(
     xs:list, # Numbers
