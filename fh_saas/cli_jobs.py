@@ -47,7 +47,7 @@ def row(
     j:TenantJob, # The job
 )->dict:
     "A job for people"
-    j = TenantJob(**sound(vars(j)))
+    j = TenantJob(**sound(asdict(j)))
     made = j.retry_count+(j.status in ('running', 'completed'))
     note = _last(j.error_log) if j.error_log and j.status!='completed' else '' if j.status=='completed' else _come(j)
     return dict(tenant=tenant, id=j.id, type=j.job_type, status=j.status, tries=f'{made}/{j.max_retries}', created=when(j.created_at),

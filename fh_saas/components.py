@@ -282,7 +282,7 @@ def jobs_routes(
     app.router.routes.insert(0, Mount(prefix, routes=routes))      # before a route of the app that takes every path
 
 # %% ../nbs/30_components.ipynb #d5fe57e4
-def _sound(job): return TenantJob(**sound(vars(job)))      # anybody may have written its row
+def _sound(job): return TenantJob(**sound({k:v for k,v in vars(job).items() if k[0]!='_'}))      # anybody may have written its row
 
 class _Drawer:
     "Answers"

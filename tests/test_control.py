@@ -396,7 +396,7 @@ out('up'); m.run()""") as p:
         m.submit_many('a', work.agated, [dict(folder=str(t.dir), name=i) for i in range(5)])
         until(lambda: t.log('start') and len(m.list_jobs('a', 'running'))==5)
         m.pause(job_type='a')
-        until(lambda: len([o for o in m.list_jobs('a') if o.held=='t:a'])==4)
+        until(lambda: len(m.list_jobs('a', 'pending'))==4)
         t.go('go')
         until(lambda: m.list_jobs('a', 'completed'))
         assert len(t.log('start'))==1

@@ -385,6 +385,15 @@ def test_rows_that_somebody_else_wrote(m, val):
         at = (re.search(r'href="([^"]+)" rel="next"', html) or [None]*2)[1]
     assert seen==set(cases)
 
+def test_due_rows_without_a_time(m):
+    "In a line of their own, by queue and by priority"
+    for q,p in (('mail',0), ('mail',5), (None,7)):
+        id,_ = m.options(queue=q, priority=p).submit('mail', work)
+        with m._using() as lane, lane.store.writing() as c: c.execute('update tenant_jobs set ready=1, run_at=null where id=?', (id,))
+    web = Web(m)
+    assert 'mail' in web.get('/queues') and 'default' in web.get('/queues') and web.get('/')
+    assert m.run_due()==3
+
 def test_a_row_without_an_id(m):
     m.submit('mail', work)
     with m._using() as lane, lane.store.writing() as c: c.execute("insert into tenant_jobs(job_type,status) values('theirs','failed')")

@@ -149,7 +149,7 @@ def line(
     most:int=MOST, # Count so far
 )->Line:
     "What waits"
-    return Line(*file.read(_LINE, (most+1,))[0], min((o.oldest for o in queues(file, 0)), default=None))
+    return Line(*file.read(_LINE, (most+1,))[0], min((o.oldest for o in queues(file, 0) if o.oldest), default=None))
 
 # %% ../../nbs/store/14_overview.ipynb #ed611d41
 class Queue(NamedTuple):
@@ -173,8 +173,8 @@ def queues(
         while p is not None and len(out)<100:
             out.append(one(f'select min(run_at) {due} queue is ? and priority=?', q, p))
             p = one(f'select min(priority) {due} queue is ? and priority>?', q, p)
-        return min(out)
-    return [Queue(q, one(f'select count(*) from (select 1 {due} queue is ? limit ?)', q, most+1) if most else 0, oldest(q)) for q in names]
+        return min([o for o in map(_text, out) if o], default=None)
+    return [Queue(_text(q), one(f'select count(*) from (select 1 {due} queue is ? limit ?)', q, most+1) if most else 0, oldest(q)) for q in names]
 
 # %% ../../nbs/store/14_overview.ipynb #930ed262
 class Ended(NamedTuple):
@@ -202,6 +202,12 @@ def percentile(
 
 # %% ../../nbs/store/14_overview.ipynb #2ebecf71
 NEAR = 3000
+def _ids(s):
+    "The ids in a column, which anybody may have written"
+    try: ids = msgspec.json.decode(s or '[]')
+    except (ValueError, TypeError, RecursionError): return []
+    return [o for o in ids if isinstance(o, str)] if isinstance(ids, list) else []
+
 _KIN = "select id,job_type,status from tenant_jobs where id in (select value from json_each(?)) order by rowid"
 
 def kin(
@@ -214,7 +220,7 @@ def kin(
     row = file.read('select rowid,parents from tenant_jobs where id=?', (id,))
     if not row: return [],[]
     place,ps = row[0]
-    folks = file.read(_KIN, (ps,)) if ps else []
+    folks = file.read(_KIN, (_json(ps),)) if (ps := _ids(ps)) else []
     waits = [o for o, in file.read('select child from tenant_job_parents where parent=? limit ?', (id, most))]
     kids = [o for o, in file.read('''select id from (select id,parents from tenant_jobs where rowid>? order by rowid limit ?)
         where parents is not null and instr(parents,?) limit ?''', (place, near, _json(id), most))]
