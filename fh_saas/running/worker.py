@@ -232,7 +232,7 @@ def _begin(self:Worker, lane):
     for i in range(2):
         more = True
         if not lane.turning.acquire(blocking=False): break
-        try: more = self._turn(lane, True, not i)
+        try: more = self._turn(lane, True, True)
         finally: lane.turning.release()
         if i or more or not lane.small: break
         self._spell(lane)

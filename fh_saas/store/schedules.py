@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'ScheduleRow', 'read_schedules', 'save', 'advance', 'drop',
 
 # %% ../../nbs/store/06_schedules.ipynb #5e12aa60
 import msgspec
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from ..ids import from_iso, to_iso
 from .base import NewJob
 from operator import attrgetter
@@ -83,7 +83,7 @@ def drop(
     conn.execute(f'delete from {TABLES[TABLES.index(table)]} where name=?', (name,))
 
 # %% ../../nbs/store/06_schedules.ipynb #48adea4a
-_COLS = [o.name for o in fields(NewJob)]
+_COLS = NewJob.__struct_fields__
 _INSERT = f"insert into tenant_jobs(status,{','.join(_COLS)}) values('pending',{','.join('?'*len(_COLS))}) on conflict do nothing"
 _values = attrgetter(*_COLS)
 
