@@ -59,7 +59,7 @@ class Worker:
         self.beat = time.monotonic()              # when the dispatcher last came round
         self.pruner = Pruner()
         self._clocked = 0.                        # when it next asks which jobs have become due
-        self.leases,self._minds = Leases(lambda: [o for o in self.lanes if o.store.remote and not o.closed], self._lapsed),False
+        self.leases,self._minds = Leases(lambda: [o for o in self.lanes if o.store.remote and not o.closed], lambda *a: self._lapsed(*a)),False
     def __repr__(self): return f'Worker(threads={self.threads}, lanes={len(self.lanes)}, running={len(self.running)})'
 
     @property
