@@ -14,7 +14,7 @@ from .retry import Snooze
 from typing import Callable
 
 # %% ../nbs/03_payload.ipynb #25834c28
-_atoms = frozenset((str, int, bool, type(None)))
+_str,_atoms = frozenset((str,)),frozenset((str, int, bool, type(None)))
 
 def is_plain(
     v:object, # Any value
@@ -22,14 +22,8 @@ def is_plain(
     "Whether JSON carries `v` exactly. Raises `RecursionError` if `v` contains itself"
     t = type(v)
     if t in _atoms: return True
-    if t is dict:
-        for k,o in v.items():
-            if type(k) is not str or type(o) not in _atoms and not is_plain(o): return False
-        return True
-    if t is list:
-        for o in v:
-            if type(o) not in _atoms and not is_plain(o): return False
-        return True
+    if t is dict: return _str.issuperset(map(type, v)) and (_atoms.issuperset(map(type, v := v.values())) or all(map(is_plain, v)))
+    if t is list: return _atoms.issuperset(map(type, v)) or all(map(is_plain, v))
     return t is float and math.isfinite(v)
 
 # %% ../nbs/03_payload.ipynb #13906933
@@ -135,6 +129,7 @@ def load_kwargs(
 )->dict: # Arguments by name, with the types they were given
     "Arguments as they were given. Raises `TypeError` or `ValueError` if the task's annotations no longer fit"
     kw = msgspec.json.decode(text) if text else {}
+    if type(kw) is dict and not typed: return kw
     if isinstance(kw, str) and kw.startswith(SEALED): raise CannotOpen('its payload')
     if not isinstance(kw, dict): raise TypeError(f'the payload is {_tname(kw)}, not an object of arguments by name')
     for k in (msgspec.json.decode(typed) if typed else ()):

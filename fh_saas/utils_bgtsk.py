@@ -252,7 +252,7 @@ def _submit(self:BackgroundTaskManager, opts, job_type, func, max_retries, kwarg
 def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False, opts={}):
     "A checked row"
     lane = self._lane
-    job_type = _job_type(job_type)
+    if type(job_type) is not str or not job_type.isascii() or not job_type.strip(): job_type = _job_type(job_type)
     if not callable(func): raise TypeError(f'task_func must be callable, not {func!r}')
     t,alone = lane.known.of(func, lane.owner)
     o = t.options|opts if opts else t.options
@@ -275,7 +275,6 @@ def _put(job, o, opts, kwargs, now):
     if at is not None: job.run_at,job.ready = to_iso(at),LATER
 
 def _job_type(s):
-    if type(s) is str and s.isascii() and s.strip(): return s
     if not isinstance(s, str): raise TypeError(f'job_type must be text, not {s!r}')
     if not s.strip(): raise ValueError('job_type must not be empty')
     if not _is_text(s): raise ValueError(f'job_type must be text that UTF-8 can carry, not {s!r}')
@@ -304,8 +303,10 @@ def _save_now(self:BackgroundTaskManager, jobs):
     return ids
 
 # %% ../nbs/20_utils_bgtsk.ipynb #cbd2c8ab
+_key = attrgetter('unique_key')
+
 def _insert(lane, jobs, wait_s):
-    return insert_unique(lane.store, jobs, lane.now(), wait_s) if any([o.unique_key for o in jobs]) else (lane.store.insert(jobs, wait_s),None)
+    return insert_unique(lane.store, jobs, lane.now(), wait_s) if any(map(_key, jobs)) else (lane.store.insert(jobs, wait_s),None)
 
 @patch
 def _commit(self:BackgroundTaskManager, lane, jobs):
@@ -792,6 +793,7 @@ def _control(self:BackgroundTaskManager, name, value):
         if value is None and line[0]=='t':
             while self._let_go(lane, line)==1000: pass
         else: lane.limits.reconsider(self.busy_s)
+        if value is not None and lane.hand: lane._obey()
         self._ring(lane)
 
 @patch
@@ -811,7 +813,7 @@ def pause(self:BackgroundTaskManager,
     queue:str=None, # A queue, `default` for the one without a name; or give `job_type`
     job_type:str=None, # A job type
 ):
-    "Let no job of it begin, in no process. Raises `StoreError`"
+    "Let no job of it begin: here from now on, elsewhere as soon as that is heard. What runs goes on. Raises `StoreError`"
     self._control(f'pause:{_what(queue, job_type)}', self._lane.now())
 
 @patch

@@ -107,12 +107,12 @@ def check_in(
     now:str=None, # The time, as `to_iso` gives it; None for the system's
 ):
     "Bring a file's gate in line with the registry. Raises `StoreError` if there is no such tenant, `StoreMoved` if it has left the file"
-    row = _row(registry, id)
-    if row.status=='active' and passport(store).gate is None and not _why(registry, row, store): return
+    row,p = _row(registry, id),passport(store)
+    if row.status=='active' and p.gate is None and not _why(registry, row, store, p): return
     if sealed(store): raise StoreMoved(f'{store.path} was left behind by a move; {id} is elsewhere')
     with store.writing() as c:
         row = _row(registry, id)
-        why = _why(registry, row, store) if row.status in ('active', 'frozen') else None
+        why = _why(registry, row, store, passport(store)) if row.status in ('active', 'frozen') else None
         if why and registry.swap(id, ('active', 'frozen'), status='quarantined', reason=why):
             log.error('%s is in quarantine, its jobs do not run: %s', store.path, why)
             emit('tenant.quarantined', tenant=id, store=store.path, reason=why)
@@ -124,4 +124,4 @@ def _row(registry, id):
     if row is None or row.status=='deleted': raise StoreError(f'no tenant {id!r} in {registry.path}')
     return row
 
-def _why(registry, row, store): return suspect(passport(store), row.identity, row.epoch, row.mark, registry.place(store.path))
+def _why(registry, row, store, p): return suspect(p, row.identity, row.epoch, row.mark, registry.place(store.path))

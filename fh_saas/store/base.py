@@ -8,6 +8,7 @@ __all__ = ['DUE', 'LATER', 'HANDED', 'PARKED', 'HELD', 'WAITS', 'STATUSES', 'FIN
            'check_rescue', 'check_read', 'check_store']
 
 # %% ../../nbs/store/00_base.ipynb #41f7df85
+import msgspec
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Protocol
 
@@ -28,8 +29,7 @@ STATUSES = ('pending', 'running', 'completed', 'failed', 'cancelled')
 FINAL = STATUSES[2:]
 
 # %% ../../nbs/store/00_base.ipynb #48b4ea28
-@dataclass(slots=True)
-class NewJob:
+class NewJob(msgspec.Struct):      # made in a fifth of a dataclass's time
     "A row to insert"
     id: str # UUIDv7
     job_type: str # Category that people filter by

@@ -8,7 +8,6 @@ __all__ = ['SqliteStore', 'Glance', 'crashed']
 # %% ../../nbs/store/02_sqlite.ipynb #86abf8e0
 import apsw, msgspec
 from collections import deque
-from dataclasses import fields
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
 from ..options import row_backoff
@@ -26,7 +25,7 @@ _NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','re
 _INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict do nothing"   # its key is taken; or a commit that was cut short is made again
 _new,_parents = attrgetter(*_NEW),attrgetter('parents')
 
-_ALL = [o.name for o in fields(NewJob)]
+_ALL = NewJob.__struct_fields__
 _INSERT_ALL = f"insert into tenant_jobs(status,{','.join(_ALL)}) values('pending',{','.join('?'*len(_ALL))}) on conflict do nothing"
 _new_all = attrgetter(*_ALL)
 

@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'ADDED', 'VERSION', 'SCHEMA', 'PARTED_S', 'CHECKPOINT', 'C
            'store_error', 'SqliteFile', 'fold']
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #420b9622
-import apsw, os, random, re, threading, time
+import apsw, ctypes, os, random, re, sys, threading, time
 from contextlib import contextmanager
 from fastcore.basics import patch
 from functools import cache
@@ -166,10 +166,21 @@ def busy(self:_Conn, wait_s):
     return StoreBusy(f'{self.path} was in use by another thread of this process for {wait_s:.2g} s: it writes much, or the disk is slow to take it')
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #8aa940fe
-def _inode(path):
+_statx = getattr(ctypes.CDLL(None), 'statx', None) if sys.platform=='linux' else None
+if _statx: _statx.argtypes = ctypes.c_int,ctypes.c_char_p,ctypes.c_int,ctypes.c_uint,ctypes.c_void_p
+
+def _ask(path):
+    "Device and inode alone, as `statx(2)` gives them; None if there is no file"
+    b = (ctypes.c_uint32*64)()
+    return None if _statx(-100, os.fsencode(path), 0, 0x100, b) else (*b[34:36], *b[8:10])     # AT_FDCWD, STATX_INO
+
+def _stat(path):
     try: st = os.stat(path); return st.st_dev,st.st_ino
     except OSError: return None
 
+_inode = _ask if _statx and _ask('/') else _stat
+
+# %% ../../nbs/store/01_sqlite_file.ipynb #b8e43348
 PARTED_S = 2.    # how long a file whose log was removed is left alone, in seconds: whoever removed it may be about to put a backup in its place
 _parted = {}     # when that was noticed in this process, and which file it was
 
@@ -205,7 +216,7 @@ class SqliteFile:
         create:bool=True, # Whether to make a file that is missing
     ):
         self.path,self.wait_s,self.memory,self._reader,self._opens = path or ':memory:',wait_s,not path,None,threading.RLock()
-        if path: self._log = f'{path}-wal'; _whole(path)
+        if path: self._log,self._folder,self._unmoved = f'{path}-wal',os.path.dirname(os.path.abspath(path)),None; _whole(path)
         self._queue,self._qlock,self._leading,self._last,self._awaited,self._seen,self._full,self._inserted = [],threading.Lock(),False,1,None,None,True,False
         self._writer = _Conn(self.path, conn if self.memory else None, create, self._opener)
         try:
@@ -285,7 +296,13 @@ def relax(self:SqliteFile):
 @patch
 def moved(self:SqliteFile)->bool:
     "Whether another file, or none, has taken the path or that of the log: what is written through these connections is then lost"
-    return not self.memory and (self.inode!=_inode(self.path) or self.log!=_inode(self._log) and self.log is not None)
+    if self.memory: return False
+    try: st = os.stat(self._folder)
+    except OSError: return True
+    if (was := (at := st.st_mtime_ns, st.st_ino, st.st_dev))==self._unmoved: return False
+    if self.inode!=_inode(self.path) or self.log!=_inode(self._log) and self.log is not None: return True
+    if at%10**6 and time.time_ns()-at>5*10**7 and self._folder==os.path.dirname(os.path.realpath(self.path)): self._unmoved = was
+    return False
 
 @patch
 def waiting(self:SqliteFile)->bool:
@@ -474,8 +491,8 @@ def _alone(self:SqliteFile, sql, row, wait_s):
     "One row and nobody behind it: the statement is its own transaction"
     w = self._writer
     try:
-        if self.inode!=_inode(self.path) or self.log!=_inode(self._log) and self.log is not None: raise self._gone()
-        if not w.lock.acquire(timeout=max(wait_s, 0)): raise w.busy(wait_s)
+        if self.moved(): raise self._gone()
+        if not w.lock.acquire(False) and not w.lock.acquire(timeout=max(wait_s, 0)): raise w.busy(wait_s)
         try:
             w.deadline = time.monotonic()+wait_s
             if not self._full: self._set_full(True)
