@@ -6,7 +6,7 @@
 __all__ = ['LEASE_S', 'generation', 'Attempt', 'Lane', 'open_lane', 'files', 'mind']
 
 # %% ../../nbs/running/14_lane.ipynb #55251799
-import os, threading, time, weakref
+import msgspec, os, threading, time, weakref
 from collections import deque
 from copy import copy
 from fastcore.basics import patch
@@ -15,28 +15,33 @@ from .executor import Outcome, hidden, settle
 from ..ids import JobIds, from_iso, to_iso
 from .limits import Limits
 from .presence import Presence, presence
-from ..store.base import Claim, DUE, HANDED, LATER, StoreBusy, StoreError
-from ..store.controls import asked
+from ..store.base import Ack, Claim, DUE, HANDED, LATER, StoreBusy, StoreError
+from ..store.controls import asked, read_controls
 from ..store.notes import SqliteStore
 from ..tasks import Known, Task
 from ..telemetry import emit, listening, log
+from operator import attrgetter
 from typing import Callable
 
 # %% ../../nbs/running/14_lane.ipynb #23485e00
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     "A claim with its task, from the claim to the commit of its end"
-    __slots__ = ('claim','task','lane','claimed_at','slot','began','handle','ended','took','result','ack','job','stop','token','late','over')
-    def __init__(self,
-        claim:Claim, # The job in hand
-        task:Task, # What it runs
-        lane:'Lane', # Its database
-        claimed_at:float, # When it was claimed, seconds of `time.monotonic()`
-    ):
-        self.claim,self.task,self.lane,self.claimed_at = claim,task,lane,claimed_at
-        self.slot = self.began = self.handle = self.ended = self.result = self.ack = None   # `ack` stays None for a plain success
-        self.job = self.over = None                                # its `JobContext`, if it was asked for; its end, if its own transaction wrote that
-        self.took,self.late = 0.,False         # `late`: its time was up, and it was ended without its thread
-        self.stop = self.token = None          # `cancelled` or `timeout` once it is to end; see Worker
+    claim:Claim # The job in hand
+    task:Task # What it runs
+    lane:'Lane' # Its database
+    claimed_at:float # When it was claimed, seconds of `time.monotonic()`
+    slot:int = None # Its mark, see `Presence`
+    began:str = None # When it began, as `to_iso` gives it
+    handle:object = None # What ends it early
+    ended:str = None # When it ended
+    took:float = 0. # Seconds it ran
+    result:str = None # JSON of what it returned
+    ack:Ack = None # How it ended; None for a plain success
+    job:object = None # Its `JobContext`, if it was asked for
+    stop:str = None # `cancelled` or `timeout` once it is to end; see Worker
+    token:object = None # See Worker
+    late:bool = False # Whether its time was up and it was ended without its thread
+    over:'Attempt' = None # Its end, if its own transaction wrote that
     def __repr__(self): return f'Attempt({self.task.name}, {self.claim.id}, fence={self.claim.fence})'
 
 # %% ../../nbs/running/14_lane.ipynb #2235f210
@@ -74,6 +79,7 @@ class Lane:
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began
         self.hungry = self.lined = False
+        self.obeyed = None                         # how often the controls had changed when they were last heeded
         self.told,self.users,self.server,self.maker = 0.,weakref.WeakSet(),None,None    # `maker` gives a manager of it where there is none
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
         self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
@@ -150,7 +156,7 @@ def turn(self:Lane,
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if acks and not out: self.store.relax()
     if aside: self.tell()
-    if news and len(self.hand)>len(out): self._obey()
+    if news and len(self.hand)>len(out): self._obey(True)
     if listening(): self._tell_of(back, aside)
     return out
 
@@ -223,12 +229,14 @@ def soon(self:Lane):
         finally: self.turning.release()
 
 # %% ../../nbs/running/14_lane.ipynb #36d86e9b
+_said,_ack,_took = attrgetter('result', 'began', 'ended'),attrgetter('ack'),attrgetter('took')
+
 @patch
 def _write(self:Lane, acks):
     "Write how attempts ended, and what they used; those whose claim no longer held"
     if not acks: return ()
-    plain,rest = [a for a in acks if a.ack is None],[a for a in acks if a.ack is not None and a.over is None]
-    refused = [plain[i] for i in self.store.complete([(a.result, a.began, a.ended, *a.claim[:3]) for a in plain])]
+    plain,rest = ([a for a in acks if a.ack is None],[a for a in acks if a.ack is not None and a.over is None]) if any(map(_ack, acks)) else (acks,[])
+    refused = [plain[i] for i in self.store.complete([_said(a)+a.claim[:3] for a in plain])]
     if rest:
         lost = {id(o) for o in self.store.ack([a.ack for a in rest])}
         if stepped := [a.claim.id for a in rest if a.job is not None and a.job.stepped and a.ack.status=='completed' and id(a.ack) not in lost]:
@@ -236,7 +244,7 @@ def _write(self:Lane, acks):
         refused += [a for a in rest if id(a.ack) in lost]
     used = acks if len(plain)+len(rest)-len(refused)==len(acks) else [a for a in plain+rest if a not in refused]
     self.ended += len(used)
-    if used: self.store.meter(used[-1].ended[:10], len(used), sum([a.took for a in used]), sum([len(a.claim.payload or '')+len(a.result or '') for a in used]))
+    if used: self.store.meter(used[-1].ended[:10], len(used), sum(map(_took, used)), sum([len(a.claim.payload or '')+len(a.result or '') for a in used]))
     return refused
 
 # %% ../../nbs/running/14_lane.ipynb #7dc92720
@@ -327,14 +335,19 @@ _ASK = object()
 @patch
 def _later_changed(self:Lane, acks):
     "Whether the time of the next due job must be looked up again"
-    return self.due_at is None or any(a.ack and a.ack.status=='pending' for a in acks)
+    return self.due_at is None or any(map(_ack, acks)) and any(a.ack and a.ack.status=='pending' for a in acks)
+
+def _time(at):
+    "When that is; never, for what is no time, in a row that others wrote: it holds up nobody"
+    try: return from_iso(at) if at else float('inf')
+    except (TypeError, ValueError): return float('inf')
 
 @patch
 def _look_ahead(self:Lane, at=_ASK):
     self.due_at = None
     try: at = self.store.next_due() if at is _ASK else at
     except StoreError: return                            # the sweep looks again
-    self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
+    self.due_at = min(_time(at), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
                       self.limits.next_at())
 
 # %% ../../nbs/running/14_lane.ipynb #c8055199
@@ -434,15 +447,16 @@ def end(self:Lane,
     if self.here and not keep: self.here.unmark(a.slot)
     if a.job is not None: a.job.ending = True           # what it said last is written with its end
     if a.over is not None: return self._end_over(a, out)
-    if out.how=='interrupted': return self.back.append(a.claim)
+    if (how := out.how)=='interrupted': return self.back.append(a.claim)
     name,now,a.took = a.task.name,self.clock(),took_s
     m = self.means.get(name)
     self.means[name] = took_s if m is None else .8*m+.2*took_s
     self.lately.add(name)
-    a.ended,a.result = to_iso(now),out.result
-    if out.how!='returned' or out.error or a.job is not None and a.job.stepped: a.ack = settle(a.claim, hidden(out, self.hide) if self.hide else out, a.began, now, a.task, a.stop)
+    a.ended = at = to_iso(now)
+    a.result = out.result
+    if how!='returned' or out.error or a.job is not None and a.job.stepped: a.ack = settle(a.claim, hidden(out, self.hide) if self.hide else out, a.began, now, a.task, a.stop)
     self.acks.append(a)
-    return a.ended
+    return at
 
 # %% ../../nbs/running/14_lane.ipynb #6473f71f
 @patch
@@ -496,11 +510,21 @@ def halt(self:Lane,
     elif hasattr(a.handle, 'kill'): a.handle.kill()
 
 @patch
-def _obey(self:Lane):
-    "Look for jobs of this process that somebody has cancelled"
-    for id,fence in asked(self.store, self.owner):
+def _obey(self:Lane, turn=False):
+    "Look for jobs of this process that somebody has cancelled, or paused before they began; `turn` inside a turn, when no claim is on its way"
+    jobs,n = asked(self.store, self.owner)
+    for id,fence in jobs:
         a = self.hand.get(id)
         if a and a.claim.fence==fence and not a.stop: self.halt(a, 'cancelled')
+    if n!=self.obeyed: self._pull()
+    if turn: self.obeyed = n
+
+@patch
+def _pull(self:Lane):
+    "Let nothing begin that is paused: what has not begun goes back, and the next claim sees what may run"
+    ctl = read_controls(self.store)
+    off = lambda c: f'pause:t:{c.job_type}' in ctl or f'pause:q:{c.queue or "default"}' in ctl
+    if self.server and any(a.began is None and off(a.claim) for a in list(self.hand.values())): self.server.give_back([self]); self.server.kick(self)
 
 # %% ../../nbs/running/14_lane.ipynb #d69aa4db
 @patch

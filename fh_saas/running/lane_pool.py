@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from .lane import Lane
 from .maintenance import ends
 from .presence import Presence
-from ..store.base import StoreError
+from ..store.base import StoreBusy, StoreError
 from ..store.sqlite_file import fold
 from ..telemetry import log
 from itertools import count
@@ -116,6 +116,7 @@ def drop(self:LanePool,
 def lane(self:LanePool,
     id:str, # The tenant
     wait:bool=False, # Whether to wait while all places are in use, rather than to take one more
+    lenient:bool=False, # Whether a file that is locked at this moment is no failure, because the caller tries again
 )->Lane:
     "The tenant's lane, opened if need be. Raises `KeyError` if it was never put here, `StoreError` if its database cannot be used"
     e = self.entries[id]
@@ -127,7 +128,9 @@ def lane(self:LanePool,
         self.here.note(lane.name)
         if e.lane is not lane: lane.weight,lane.max_running,lane.vtime,lane.opened_at = e.weight,e.max_running,e.vtime,self.mono()
         e.lane,self.open[e.id],e.looked_at,lane.tenant = lane,e,self.mono(),e.id          # it may have been renamed meanwhile
-    except StoreError as x: self._failed(e, str(x)); raise
+    except StoreError as x:
+        if not (lenient and isinstance(x, StoreBusy)): self._failed(e, str(x))
+        raise
     finally:
         with self._lock: self._opening -= 1
     if self.entries.get(e.id) is not e: lane.resting = True        # it was dropped meanwhile

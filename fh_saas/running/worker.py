@@ -234,7 +234,7 @@ def _begin(self:Worker, lane):
     for i in range(2):
         more = True
         if not lane.turning.acquire(blocking=False): break
-        try: more = self._turn(lane, True, not i)
+        try: more = self._turn(lane, True, True)
         finally: lane.turning.release()
         if i or more or not lane.small: break
         self._spell(lane)
@@ -703,8 +703,10 @@ def drop(self:Worker,
 
 # %% ../../nbs/running/21_worker.ipynb #48fe3f39
 @patch
-def _give_back(self:Worker, lanes):
-    "Return what was claimed and not begun, and let go of whoever waits"
+def give_back(self:Worker,
+    lanes:list, # Whose claims
+):
+    "Return what was claimed and has not begun"
     for o in lanes: self.ready.take_back(o)
     for q in (self.pool.waiting, *(o.small for o in lanes)):
         for _ in range(len(q)):
@@ -712,6 +714,11 @@ def _give_back(self:Worker, lanes):
             except IndexError: break
             if a.lane in lanes: a.lane.back.append(a.claim)
             else: q.append(a)
+
+@patch
+def _give_back(self:Worker, lanes):
+    "Return what was claimed and not begun, and let go of whoever waits"
+    self.give_back(lanes)
     for o in lanes:
         for i in list(o.waiting):
             for f in o.waiting.pop(i, ()): f()

@@ -7,7 +7,6 @@ __all__ = ['SLACK_S', 'PgStoreConn', 'PgStore']
 
 # %% ../../nbs/store/22_postgres.ipynb #d10a820e
 import msgspec
-from dataclasses import fields
 from fastcore.basics import patch
 from ..ids import from_iso, to_iso
 from . import bulk as _bulk
@@ -78,7 +77,7 @@ def _item(s): return '"'+s.replace('\0', '\\0').replace('\\', '\\\\').replace('"
 
 # %% ../../nbs/store/22_postgres.ipynb #ceed3233
 _KINDS = {int:'bigint', float:'float8', str:'text'}
-_ALL = [(o.name, _KINDS[o.type]) for o in fields(NewJob)]
+_ALL = [(k, _KINDS[t]) for k,t in NewJob.__annotations__.items()]
 _values = attrgetter(*[n for n,_ in _ALL])
 _INSERT = f"""insert into tenant_jobs(status,{','.join(n for n,_ in _ALL)}) select 'pending',* from unnest({','.join(f'%s::{t}[]' for _,t in _ALL)}) on conflict do nothing"""
 _INSERT_1 = f"""insert into tenant_jobs(status,{','.join(n for n,_ in _ALL)}) values('pending',{','.join(f'%s::{t}' for _,t in _ALL)}) on conflict do nothing"""
