@@ -209,6 +209,7 @@ class Tenants:
         if tasks is None and module: self._known.open_door(module); self._known.made_by(module)
         for name,f in (tasks.items() if isinstance(tasks, dict) else ((None,f) for f in tasks or ())): self.tasks.add(f, name)
         self._lock,self._generation = threading.RLock(),-1
+        self._undrained = {}                     # how often in a row a tenant could not be drained
         self._crons,self._own_crons,self._cron_seen = {},{},{}          # what the code declares for all tenants; for one, by id
         self._start()
         if worker: self._serve()
@@ -406,7 +407,7 @@ def _lane(self:Tenants, id, wait_s=0.):
             if i==99 or not isinstance(x, StoreMoved): raise
             time.sleep(.02)                  # the last millisecond of a move: the registry is about to say where to
 
-# %% ../nbs/22_tenants.ipynb #81706203
+# %% ../nbs/22_tenants.ipynb #cb4a04c7
 OPEN_S = .25    # how long to wait for a locked file while opening it, at a time
 
 @patch
@@ -967,8 +968,17 @@ def _drain(self:Tenants, id):
         if lane.server is w: lane.news = True; w.kick(lane)
         else: w.serve(lane)
         had = self._claims(lane)
-        return self._left(lane, had)
-    except StoreError as x: log.info('%s', x); return self._options['clock']()+5.
+        at = self._left(lane, had)
+        self._undrained.pop(id, None)
+        return at
+    except StoreError as x: return self._later(id, x)
+
+@patch
+def _later(self:Tenants, id, x):
+    "When to try again: soon, since somebody held a lock, or the server has just come back, but later each time"
+    log.info('%s', x)
+    n = self._undrained[id] = self._undrained.get(id, 0)+1
+    return self._engine.clock()+min(5., .1*2**min(n, 9))
 
 @patch
 def _claims(self:Tenants, lane):
@@ -982,13 +992,13 @@ def _claims(self:Tenants, lane):
 def _left(self:Tenants, lane, had):
     "When to ring again for a tenant: True for now, None for not at all"
     g,now = lane.store.glance(),lane.clock()
-    ends = [from_iso(at)-now for o,at in (g.owners if isinstance(g.owners, list) else lane.store.owners()) if o!=lane.owner]     # seconds until another's lease ends
-    if min(ends, default=0.)<0. and rescue(lane):           # the sweeper, which has many to look after, need not come for that
+    left = {o:from_iso(at)-now for o,at in (g.owners if isinstance(g.owners, list) else lane.store.owners())}     # seconds until the lease ends
+    if min([s for o,s in left.items() if o!=lane.owner], default=0.)<0. and rescue(lane):           # the sweeper, which has many to look after, need not come for that
         lane.news = True
         if lane.server: lane.server.kick(lane)
         return True
     if g.due: return had or self._engine.clock()+1.
-    if lane.store.running_now(): return self._engine.clock()+min([lane.lease_s, *(max(.5, o+.1) for o in ends)])
+    if lane.store.running_now(): return self._engine.clock()+min([lane.lease_s, *(s+.05 if s>0. else .5 for o,s in left.items() if o!=lane.owner or lane.hand)])
     return self._engine.clock()+max(0., from_iso(g.next_at)-now) if g.next_at else None
 
 # %% ../nbs/22_tenants.ipynb #88883363

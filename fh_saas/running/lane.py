@@ -51,6 +51,7 @@ class Lane:
     "One tenant's database in this process"
     hide = None       # a `Redactor` through which errors, logs and messages go before they are stored
     took,cared,searched = 0.,0.,float('-inf')    # on a server: seconds of the last turn; when it was last looked after, and thoroughly; see the worker's Ends keep each other company
+    lapse_at,again_at = float('inf'),0.          # when somebody else's lease ends there, and not to be asked before; see Leases
     def __init__(self,
         store:SqliteStore, # Where the rows are
         here:Presence=None, # This process, as others see it; None for `:memory:`, which has no others
@@ -353,7 +354,7 @@ def _look_ahead(self:Lane, at=_ASK):
 @patch
 def _sick(self:Lane, e):
     self.pauses,self.failure = self.pauses+1,e
-    pause,self.error = min(5., .01*2**min(self.pauses, 9)),str(e)
+    pause,self.error = min(1. if self.store.remote else 5., .01*2**min(self.pauses, 9)),str(e)
     self.pause_until = time.monotonic()+pause
     if self.pauses==(5 if isinstance(e, StoreBusy) else 1) or not self.pauses%100: log.warning('%s; %d ends of jobs wait; next try in %.1f s', e, len(self.acks), pause)
     emit('store.failed', store=self.name, tenant=self.tenant, error=str(e), pause_s=pause)

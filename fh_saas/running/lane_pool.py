@@ -10,6 +10,7 @@ import heapq, os, threading, time
 from collections import deque
 from fastcore.basics import patch
 from .lane import Lane
+from .maintenance import ends
 from .presence import Presence
 from ..store.base import StoreBusy, StoreError
 from ..store.sqlite_file import fold
@@ -101,6 +102,7 @@ def drop(self:LanePool,
     if not (e := self.entries.pop(id, None)): return
     if self.paths.get(e.path) is e: del self.paths[e.path]
     if self.here.slots: self.here.slots.leave(e.path)
+    if self.worker: self.worker.leases.forget(e.path)
     for o in self.sick,self.open,self.marks: o.pop(id, None)
     self._order = [o for o in self._order if o is not e]
     if (lane := e.lane) and not lane.closed:
@@ -179,6 +181,7 @@ def _shut(self:LanePool, e, hurry=False):
     if lane.hungry and not lane.resting or lane.busy(): return False
     try:
         if lane.due_at is None: lane._look_ahead()
+        if lane.store.remote: lane.lapse_at = ends(lane, lane.store.owners())
         if lane.ended: self.marks[e.id] = lane.store.mark()
         more = lane.resting and lane.store.due()
     except StoreError as x: log.info('%s', x)
@@ -190,6 +193,7 @@ def _shut(self:LanePool, e, hurry=False):
     e.vtime,e.sig = lane.vtime,_sig(e.path)
     if not self._waits(lane): self.here.unnote(lane.name)
     if (lane.due_at or 0.)<float('inf'): self.wake_at(e, lane.due_at or 0.)
+    if self.worker and self.entries.get(e.id) is e: self.worker.leases.left(lane, lambda: self._hurry(e))
     if more or lane.news: self.look(e)         # it was called while it was being closed
     if hurry:
         self._left.append(e)
@@ -216,6 +220,12 @@ def look(self:LanePool,
         e.queued = True
         heapq.heappush(self._todo, (max(e.vtime, self.worker.line._had), next(self._n), e))
         self._cond.notify()
+
+@patch
+def _hurry(self:LanePool, e):
+    "Look into it though it could not be opened a moment ago"
+    if e.tries: e.tries,e.next_try = min(e.tries, 3),0.
+    self.look(e)
 
 @patch
 def wake_at(self:LanePool,
@@ -294,7 +304,7 @@ def sweep(self:LanePool,
     now = self.mono()
     for o in dead:
         for name in self.here.noted(o):
-            if e := self.paths.get(name): self.look(e)
+            if e := self.paths.get(name): self._hurry(e)
     while self._due and self._due[0][0]<=self.clock():
         at,_,e = heapq.heappop(self._due)
         if at==e.due_at: e.due_at = float('inf'); self.look(e)
@@ -340,7 +350,8 @@ def start(self:LanePool,
 def stop(self:LanePool):
     "Open nothing more"
     with self._cond:
-        self.worker = None
+        w,self.worker = self.worker,None
+        if w: deque(map(w.leases.forget, list(self.paths)), 0)
         for *_,e in self._todo: e.queued = False
         self._todo.clear()
         self._cond.notify_all()
