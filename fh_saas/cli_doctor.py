@@ -11,6 +11,8 @@ import apsw, click, os, shutil, stat, sys, time
 from dataclasses import dataclass
 from .cli_frame import NEWS, Place, clean, command, find, main, refusing, show_json
 from .ids import from_iso
+from .scheduler import fault
+from .store.schedules import read_schedules
 from .store.sqlite_file import VERSION
 try: import resource
 except ImportError: resource = None     # Windows
@@ -106,7 +108,7 @@ def disk(
 # %% ../nbs/36_cli_doctor.ipynb #4a4aed77
 def probe(
     path:str, # A database
-)->dict: # `why` it cannot be used, or `mode`, `version`, whether jobs are `due`, when the `newest` was submitted; `size` and `wal` in bytes; `rights` that are wrong
+)->dict: # `why` it cannot be used, or `mode`, `version`, whether jobs are `due`, when the `newest` was submitted, `schedules` that stand still; `size` and `wal` in bytes; `rights` that are wrong
     "Look at a file, and change nothing"
     d = dict(path=path, size=0, wal=0, rights=_rights(path), why=None)
     if not os.path.exists(path): return d|dict(why='is missing')
@@ -120,6 +122,7 @@ def probe(
             d['version'] = int(one("select value from tenant_meta where key='schema'") or 0) if one("select 1 from sqlite_schema where name='tenant_meta'") else 0
             d['newest'] = one('select created_at from tenant_jobs order by rowid desc limit 1')
             d['due'] = d['version']==VERSION and bool(one('select 1 from tenant_jobs indexed by tj_due where ready=1 limit 1'))
+            d['schedules'] = [f'{n!r}: {why}' for n,r in read_schedules(c).items() if r.code and (why := fault(r))] if d['version']==VERSION else []
         finally: c.close()
     except apsw.Error as e: d['why'] = f'cannot be read: {e}'
     return d
@@ -145,6 +148,7 @@ def files(
         check('wal mode', [f'{o["path"]}: {o["mode"]}' for o in fine if o['mode']!='wal'], 'problem', 'without WAL readers and writers lock each other out: sqlite3 FILE "pragma journal_mode=wal"'),
         check('wal size', [f'{o["path"]}-wal: {o["wal"]//MIB:,} MiB' for o in fine if o['wal']>256*MIB], 'advice', 'a connection has been reading for so long that the log cannot be folded in: end it'),
         check('tables', [f'{o["path"]}: version {o["version"]} of {VERSION}' for o in fine if o['version']<VERSION], 'advice', 'fh_saas tenants migrate WHERE --all'),
+        check('schedules', [f'{o["path"]}: {s}' for o in fine for s in o.get('schedules', ())], 'problem', 'they stand still: start the app that declares them again, or remove their rows'),
         check('newer', [f'{o["path"]}: version {o["version"]}, this package knows {VERSION}' for o in fine if o['version']>VERSION], 'advice', 'pip install -U fh_saas')]
 
 # %% ../nbs/36_cli_doctor.ipynb #52d73a30
@@ -203,7 +207,10 @@ def _trouble(p):
     "Tenants that the registry knows to be in trouble"
     if p.tenants is None: return []
     bad = [f'{k}: {v["status"]}, {v["why"]}' for k,v in p.tenants.health()['tenants'].items()]
-    return [_of('tenants', _few(bad) or f'{len(p.tenants):,}', (bad, 'problem', 'fh_saas tenants health WHERE'))]
+    crons = p.tenants.schedules(0)
+    still = [o.name for o in crons if o.state=='broken']
+    return [_of('tenants', _few(bad) or f'{len(p.tenants):,}', (bad, 'problem', 'fh_saas tenants health WHERE')),
+            _of('crons', _few(still) or f'{len(crons):,} for all tenants', (still, 'problem', 'they stand still: start the app that declares them again, or remove their rows'))]
 
 # %% ../nbs/36_cli_doctor.ipynb #2fa8c12d
 @command(main)

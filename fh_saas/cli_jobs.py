@@ -11,6 +11,7 @@ import click, msgspec, sys, time
 from dataclasses import asdict
 from fastcore.basics import patch
 from .cli_frame import COUNT, NEWS, Place, SECONDS, STATUS, WHEN, clean, command, find, group, refusing, show, show_json, when
+from .running.explain import sound
 from .store.base import FINAL
 from .utils_bgtsk import JobNotFound, TenantJob
 
@@ -22,7 +23,7 @@ def record(
     j:TenantJob, # The job
 )->dict:
     "A job for programs"
-    d = asdict(j)
+    d = sound(asdict(j))
     for k in _JSON:
         if d[k] is not None: d[k] = _decoded(d[k])
     return dict(tenant=tenant)|d if tenant else d
@@ -46,7 +47,8 @@ def row(
     j:TenantJob, # The job
 )->dict:
     "A job for people"
-    made = (j.retry_count or 0)+(j.status in ('running', 'completed'))
+    j = TenantJob(**sound(asdict(j)))
+    made = j.retry_count+(j.status in ('running', 'completed'))
     note = _last(j.error_log) if j.error_log and j.status!='completed' else '' if j.status=='completed' else _come(j)
     return dict(tenant=tenant, id=j.id, type=j.job_type, status=j.status, tries=f'{made}/{j.max_retries}', created=when(j.created_at),
                 started=when(j.started_at), ended=when(j.completed_at), note=note)
@@ -74,13 +76,14 @@ def _list(
         got = p.each(lambda m: m.list_jobs(type, status, limit), 'reading')
     at = since and since.timestamp()
     js = [(t, j) for t,o in got.items() for j in o if not at or _submitted(j)>=at]
-    js = sorted(js, key=lambda o: o[1].created_at or '', reverse=True)[:limit]
+    js = sorted(js, key=lambda o: str(o[1].created_at or ''), reverse=True)[:limit]
     show([(record if json else row)(*o) for o in js], _cols(p), json, 'no jobs')
     p.end()
 
 def _submitted(j):
     from fh_saas.ids import from_iso
-    return from_iso(j.created_at) if j.created_at else 0.
+    try: return from_iso(j.created_at)
+    except (TypeError, ValueError): return 0.     # anybody may have written the row
 
 # %% ../nbs/34_cli_jobs.ipynb #bdfc9c79
 def _has(m, id):
@@ -205,7 +208,7 @@ def look(self:Tail)->list: # Pairs (tenant, `TenantJob`), in the order in which 
     by = self.place.each(lambda m: self._jobs(m, was))
     got = [(t, j) for t,o in by.items() for j in o]
     self.seen = {i:o for i,o in was.items() if o[3] not in by} | {j.id:(j.status, j.retry_count, j.progress, t) for t,j in got}     # one that is away comes back
-    new = sorted([o for o in got if was.get(o[1].id)!=self.seen[o[1].id]], key=lambda o: o[1].completed_at or o[1].started_at or o[1].created_at or '')
+    new = sorted([o for o in got if was.get(o[1].id)!=self.seen[o[1].id]], key=lambda o: str(o[1].completed_at or o[1].started_at or o[1].created_at or ''))
     return new[-self.limit:] if first else new
 
 @patch

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'WORDS', 'FIRST_S', 'MOST_S', 'ASKS_S', 'SPAN_S', 'span', 'facts', 'every', 'Pace', 'JobProgress',
-           'JobStatus', 'JobList', 'JobButton', 'jobs_head', 'jobs_routes']
+           'JobStatus', 'JobList', 'JobButton', 'FormKey', 'jobs_head', 'jobs_routes']
 
 # %% ../nbs/30_components.ipynb #8fb5e279
-import inspect, math, msgspec, threading, time
-from fasthtml.common import Button, Div, Form, Link, P, Progress, Script, Section, Span, Table, Tbody, Td, Th, Thead, Time, Tr, to_xml
+import inspect, math, msgspec, secrets, threading, time
+from fasthtml.common import Button, Div, Form, Input, Link, P, Progress, Script, Section, Span, Table, Tbody, Td, Th, Thead, Time, Tr, to_xml
 from .ids import from_iso
+from .running.explain import sound
 from .web.job_streams import JobStream
 from .store.base import FINAL, STATUSES, StoreError
 from .utils_bgtsk import BackgroundTaskManager, TenantJob
@@ -107,20 +108,22 @@ class Pace:
 # %% ../nbs/30_components.ipynb #0527c001
 def _poll(prefix, job_id, kind, s): return dict(hx_get=f'{prefix}/{quote(job_id, safe="")}/{kind}', hx_trigger=f'every {int(1000*s)}ms', hx_swap='outerHTML')
 
-def _badge(job, words): return Span(words[job.status], cls=f'fh-job-badge {job.status}')
+def _word(job, words): return words.get(job.status) or job.status or '?'
+
+def _badge(job, words): return Span(_word(job, words), cls=f'fh-job-badge {job.status}')
 
 def _bar(job, words):
     pct = 100 if job.status=='completed' else None if (p := _part(job)) is None else int(100*p)
     if pct is None and job.status in ('failed', 'cancelled'): pct = 0
     known = {} if pct is None else dict(value=pct, aria_valuenow=pct)
-    return Progress(max=100, role='progressbar', aria_valuemin=0, aria_valuemax=100, aria_valuetext=', '.join([words[job.status], *([f'{pct} %'] if pct else [])]),
+    return Progress(max=100, role='progressbar', aria_valuemin=0, aria_valuemax=100, aria_valuetext=', '.join([_word(job, words), *([f'{pct} %'] if pct else [])]),
                     aria_labelledby=f'fh-job-name-{job.id}', **known)
 
 def _draw_progress(job, now, words, hx):
     return Div(_bar(job, words), P(_badge(job, words), *[Span(o) for o in facts(job, now, words)], cls='fh-job-facts'),
-               cls=f'fh-job-now {job.status}', data_say=words[job.status], **hx)
+               cls=f'fh-job-now {job.status}', data_say=_word(job, words), **hx)
 
-def _draw_status(job, now, words, hx): return Span(_badge(job, words), cls='fh-job-now', data_say=words[job.status], **hx)
+def _draw_status(job, now, words, hx): return Span(_badge(job, words), cls='fh-job-now', data_say=_word(job, words), **hx)
 
 _draws = dict(progress=_draw_progress, status=_draw_status)
 
@@ -215,6 +218,13 @@ def JobButton(
     return Form(*fields, Button(text), P(role='alert', cls='fh-job-alert', hidden=True), method='post', action=url, enctype='multipart/form-data', hx_post=url,
                 hx_encoding='multipart/form-data', hx_swap='outerHTML', hx_disabled_elt='find button', data_refused=refused, **kw)
 
+# %% ../nbs/30_components.ipynb #2123a977
+def FormKey(
+    name:str='form_key', # Name of the field
+): # An FT
+    "A hidden field that tells one form that was shown from another"
+    return Input(type='hidden', name=name, value=secrets.token_urlsafe(12))
+
 # %% ../nbs/30_components.ipynb #96053024
 def jobs_head(
     prefix:str=PREFIX, # Where `jobs_routes` puts its routes
@@ -279,6 +289,8 @@ def jobs_routes(
     app.router.routes.insert(0, Mount(prefix, routes=routes))      # before a route of the app that takes every path
 
 # %% ../nbs/30_components.ipynb #d5fe57e4
+def _sound(job): return TenantJob(**sound({k:v for k,v in vars(job).items() if k[0]!='_'}))      # anybody may have written its row
+
 class _Drawer:
     "Answers"
     def __init__(self, prefix, words): self.prefix,self.words,self.pace = prefix,words,Pace()
@@ -286,7 +298,7 @@ class _Drawer:
     def one(self, req, m):
         kind = req.path_params['kind']
         if kind not in _draws: raise KeyError(kind)
-        job,now = m.get_job(req.path_params['id']),m.clock()
+        job,now = _sound(m.get_job(req.path_params['id'])),m.clock()
         over = job.status in FINAL
         ft = _draws[kind](job, now, self.words, {} if over else _poll(self.prefix, job.id, kind, self.pace(every(job, now))))
         return _html(ft, 286 if over else 200)
@@ -294,14 +306,14 @@ class _Drawer:
     def events(self, req, m):
         kind = req.query_params.get('kind', 'progress')
         if kind not in _draws: raise KeyError(kind)
-        job = m.get_job(req.path_params['id'])
-        return JobStream(m, job, lambda j: to_xml(_draws[kind](j, m.clock(), self.words, {})), (kind, self.prefix))
+        job = _sound(m.get_job(req.path_params['id']))
+        return JobStream(m, job, lambda j: to_xml(_draws[kind](_sound(j), m.clock(), self.words, {})), (kind, self.prefix))
 
     def list(self, req, m):
         q = req.query_params
         typ,status,limit = q.get('type'),q.get('status'),q.get('limit', '10')
         if status not in (None, *STATUSES) or not (limit.isascii() and limit.isdecimal() and len(limit)<4 and 1<=int(limit)<=100): raise KeyError('list')
-        jobs,now = m.list_jobs(typ, status, int(limit)),m.clock()
+        jobs,now = list(map(_sound, m.list_jobs(typ, status, int(limit)))),m.clock()
         hx = dict(hx_get=_list_url(self.prefix, typ, status, limit), hx_swap='outerHTML', hx_trigger=f'every {int(1000*self.pace(_list_s(jobs, now)))}ms')
         return _html(_draw_list(jobs, now, self.words, hx))
 

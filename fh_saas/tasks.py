@@ -271,6 +271,7 @@ def _submitted(name):
 
 @patch
 def _at_home(self:Known, name):
+    if not isinstance(name, str): return None          # of a row that others wrote
     mod,_,qual = name.partition(':')
     home = self.homes.get(mod)
     f = home and lookup(home, qual)

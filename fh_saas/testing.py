@@ -21,6 +21,7 @@ from .ids import to_iso
 from .options import instant
 from .payload import load_kwargs
 from .running.steps import JobTransaction, joined
+from .store.base import LATER
 from .store.sqlite import crashed
 from .telemetry import listening, subscribe
 from .tenants import Tenants
@@ -114,11 +115,14 @@ def _managers(self:JobTester):
 
 @patch
 def close(self:JobTester):
-    "Give the manager back as it was"
+    "Give the manager back as it was; its own worker then runs what was not drained"
     for m,was in self._was:
         m.__dict__.pop('_announce', None)
         m.__dict__.update(was)
-        if not (m.closed or m._open is None or m._open.closed): m._open.clock = m._open.limits.clock = was['clock']; m._open.due_at = None
+        if m.closed or (lane := m._open) is None or lane.closed: continue
+        lane.clock = lane.limits.clock = was['clock']
+        lane.due_at = None
+        if m.worker and lane.store.unfinished(): lane.news = True; m._serve(lane).kick(lane)
     self._was = []
     self._after.close()
 
@@ -201,6 +205,14 @@ def assert_not_submitted(self, /,
     there = [(id, o, self.arguments(o)) for id,o in self._found(job_type)]
     if bad := [f'\n  {_line(id, o, kw)}' for id,o,kw in there if not _unlike(kw, kwargs)]:
         raise AssertionError(f'{_count(len(bad), _want(job_type or "any", kwargs))} submitted:{"".join(bad[:20])}')
+
+# %% ../nbs/40_testing.ipynb #a655dabd
+@patch
+def assert_drained(self:JobTester):
+    "Raise `AssertionError` if anything that was submitted and is due has not run, or runs still"
+    now = to_iso(self.clock())
+    left = [(id, o, self.arguments(o)) for st in ('pending','running') for id,o in self._found(status=st) if st=='running' or o.ready!=LATER or (o.run_at or '')<=now]
+    if left: raise AssertionError(f'{_count(len(left), "submitted here")} not run, see drain():'+''.join(f'\n  {_line(*o)}' for o in left[:20]))
 
 # %% ../nbs/40_testing.ipynb #a62ac63b
 _MISSING = object()

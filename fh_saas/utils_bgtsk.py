@@ -793,6 +793,7 @@ def _control(self:BackgroundTaskManager, name, value):
         if value is None and line[0]=='t':
             while self._let_go(lane, line)==1000: pass
         else: lane.limits.reconsider(self.busy_s)
+        if value is not None and lane.hand: lane._obey()
         self._ring(lane)
 
 @patch
@@ -812,7 +813,7 @@ def pause(self:BackgroundTaskManager,
     queue:str=None, # A queue, `default` for the one without a name; or give `job_type`
     job_type:str=None, # A job type
 ):
-    "Let no job of it begin, in no process. Raises `StoreError`"
+    "Let no job of it begin: here from now on, elsewhere as soon as that is heard. What runs goes on. Raises `StoreError`"
     self._control(f'pause:{_what(queue, job_type)}', self._lane.now())
 
 @patch

@@ -440,6 +440,23 @@ def test_locked_tenants_do_not_hold_up_others(tenants, n):
         assert max(took)<.5+more and b-a<2.6+more, f'jobs took up to {max(took):.1f} s, the retry came after {b-a:.1f} s, the machine was {pulse.late:.2f} s late'
     for m in ms: until(lambda: m.list_jobs(status='completed'))
 
+# --- rows that others wrote
+
+@pytest.mark.parametrize('worker', [True, False])
+@pytest.mark.parametrize('col,val,ready', [('run_at','odd',0), ('run_at',b'\xff',0), ('task',b'\xff\0',1), ('task',b'\xff\0',2), ('held','',3), ('held',b'\xff',3)], ids=repr)
+def test_a_row_that_makes_no_sense_costs_itself_alone(t, col, val, ready, worker):
+    "P8: what nobody can read in one row keeps no other job of the tenant from running"
+    m = t.mgr(worker=False, tasks=[work.quick])
+    bad,_ = m.submit('a', work.quick, folder=str(t.dir), name='bad')
+    with m._lane.store.writing() as c: c.execute(f'update tenant_jobs set ready=?, {col}=? where id=?', (ready, val, bad))
+    if worker: m.close(); m = t.mgr(handoff=0, tasks=[work.quick])
+    else: m._lane.due_at = None
+    id,_ = m.submit('a', work.quick, folder=str(t.dir), name='good')
+    if not worker: m.run_due()
+    done(m, id)
+    m.pause(job_type='other'); m.resume(job_type='other')
+    assert m.get_job(bad).status in ('pending', *['completed']*(col=='held')) and m.explain(bad)        # what is held by nothing is let go
+
 # --- read-only, full, damaged, gone
 
 AS_USER = '''

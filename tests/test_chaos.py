@@ -64,6 +64,15 @@ def test_locked_for_seconds_under_64_threads(tmp_path):
     "P1: each submit that returned is there, each that raised is not"
     flood.writers(tmp_path, 1)
 
+def test_one_step_is_no_growth():
+    "What was added once counts for nothing, what is added by each job counts as it did, be it in two lumps"
+    from statistics import linear_regression
+    def slope(ys): return linear_regression(range(len(ys)), ys).slope
+    up = [1000+250*k for k in range(8)]
+    assert slope(flood.unstepped([7]*4+[1000]*4))==0==slope(flood.unstepped([7]*7+[1000])) and abs(slope(flood.unstepped(up))-250)<1e-9
+    assert abs(slope(flood.unstepped([y+5000*(k>3) for k,y in enumerate(up)]))-250)<1e-9
+    assert slope(flood.unstepped([0]*2+[1000]*3+[2000]*3))>100 and slope(flood.unstepped([9,5,9,5,9,5,9,5]))<1
+
 @pytest.mark.parametrize('kind,n', [('none', 24_000), ('alone', 3_000), ('step', 3_000)])
 def test_nothing_grows_with_the_jobs(tmp_path, kind, n):
     "P10: neither objects nor threads nor descriptors; the long form looks at the process's memory too"

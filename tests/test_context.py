@@ -4,6 +4,7 @@ import asyncio, json, threading
 from typing import Optional, TYPE_CHECKING
 
 import pytest
+from fh_saas.keys import new_key
 from fh_saas.running.context import JobContext, current_job
 from fh_saas.tenants import Tenants
 from fh_saas.utils_bgtsk import BackgroundTaskManager
@@ -279,7 +280,7 @@ def steps(m, id): return [dict(name=n, result=r) for n,r in m._lane.store.read('
 
 class Clocked:
     "A manager whose time is set by hand"
-    def __init__(self, t): self.now = [1e9]; self.m = t.mgr(worker=False, clock=lambda: self.now[0])
+    def __init__(self, t, **kw): self.now = [1e9]; self.m = t.mgr(worker=False, clock=lambda: self.now[0], **kw)
     def run(self, n=1):
         for i in range(n): self.now[0] += 100; self.m.run_due()
 
@@ -790,6 +791,31 @@ def test_unique_children(t):
     def g(job:JobContext): times.append(job.step('s', lambda: sub(job, unique_for=50)))
     for i in range(3): c.m.submit('parent', g); c.run()
     assert len(set(times))==3 and len(c.m.list_jobs('kid'))==4
+
+@pytest.mark.parametrize('how', [{}, dict(unique_for='pending'), dict(unique_for=500)], ids=str)
+@pytest.mark.parametrize('keys', [None, [new_key()]], ids=['plain','sealed'])
+def test_a_unique_key_taken_during_a_step(t, how, keys):
+    "Somebody takes the key between a `submit` in a step and the step's commit: what the step gives names that job, and the other id is of one that says so"
+    c,early,first = Clocked(t, keys=keys),[],[]
+    def sub(m, n): return m.options(unique='k', **how).submit('kid', kid, n=n)[0]
+    def kids(job):
+        early.append(sub(job.manager, 1))
+        after = job.manager.options(after=[early[0]]).submit('after', kid, n=2)[0]
+        o = threading.Thread(target=lambda: first.append(sub(c.m, 3))); o.start(); o.join(20)
+        return dict(kid=early[0], after=[after])
+    def f(job:JobContext):
+        got = job.step('s', lambda: kids(job))
+        if job.attempt==1: raise ValueError('again')
+        return got
+    id,_ = c.m.submit('parent', f, max_retries=2)
+    c.run()
+    (a,),(b,) = early,first
+    j,late = c.m.get_job(a),c.m.list_jobs('after')[0]
+    assert (j.status,j.error_log,j.started_at)==('cancelled',f'Not run: job {b} has its unique key',None) and json.loads(late.parents)==[b]
+    c.run(3)
+    assert json.loads(c.m.get_job(id).result)==dict(kid=b, after=[late.id])
+    assert (c.m.get_job(a).status,c.m.get_job(b).status,c.m.get_job(late.id).status)==('cancelled','completed','completed') and kids_of(c.m)==[1,3]
+    assert c.m.wait(a, 1).status=='cancelled' and sub(c.m, 4)!=a
 
 def test_many_unique_children(t):
     "Two thousand keyed children of one step"

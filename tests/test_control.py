@@ -359,6 +359,50 @@ def test_pause_reaches_other_processes(t):
         m.resume(job_type='a')
         all_done(m, 301)
 
+def holds(x=None):
+    ran.append(x)
+    if x=='block': begun.set(); gate.wait(20)
+async def aholds(x=None):
+    ran.append(x)
+    if x=='block':
+        begun.set()
+        while not gate.is_set(): await asyncio.sleep(.005)
+
+@pytest.mark.parametrize('what', [dict(job_type='a'), dict(queue='mail')], ids=str)
+@pytest.mark.parametrize('f', [holds, aholds])
+def test_pause_holds_for_what_was_claimed(t, monkeypatch, what, f):
+    "Claimed in one batch with a job that runs when the pause comes: the others do not begin, and run when it is over"
+    monkeypatch.setattr(_w, 'STALE_S', 1e9)             # or they would go back after a moment for another reason
+    m = t.mgr(threads=1, async_jobs=1, handoff=0)
+    lane,name = m._lane,m.task(f) and m._lane.known.of(f, '')[0].name
+    lane.means[name],lane.kinds[name] = (.00001 if f is aholds else .004),f is aholds      # so that several are claimed at once
+    ids = m.options(queue='mail').submit_many('a', f, [dict(x=x) for x in ('block',1,2)])
+    assert begun.wait(20)
+    until(lambda: len(m.list_jobs('a', 'running'))==3)
+    m.pause(**what)
+    gate.set()
+    until(lambda: not m.list_jobs('a', 'running'))
+    assert ran==['block'] and statuses(m, *ids)==['completed','pending','pending'] and 'is paused' in m.explain(ids[1])
+    m.resume(**what)
+    all_done(m, 3)
+    assert sorted(ran, key=str)==[1,2,'block']
+
+def test_pause_holds_for_what_another_process_has_claimed(t):
+    m = t.look()
+    with process(t, """m = mgr(tasks=[agated], async_jobs=1)
+lane = m._lane; name = lane.known.of(agated, '')[0].name; lane.means[name],lane.kinds[name] = .00001,True
+out('up'); m.run()""") as p:
+        said(p, 'up')
+        m.submit_many('a', work.agated, [dict(folder=str(t.dir), name=i) for i in range(5)])
+        until(lambda: t.log('start') and len(m.list_jobs('a', 'running'))==5)
+        m.pause(job_type='a')
+        until(lambda: len(m.list_jobs('a', 'pending'))==4)
+        t.go('go')
+        until(lambda: m.list_jobs('a', 'completed'))
+        assert len(t.log('start'))==1
+        m.resume(job_type='a')
+        all_done(m, 5)
+
 def test_paused_jobs_are_not_lost(t):
     "The process dies while jobs are held: they are still held, and run when the pause is over"
     m = t.look()

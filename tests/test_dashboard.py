@@ -6,6 +6,7 @@ from urllib.parse import urlencode
 
 import pytest
 from fastlite import database
+from fh_saas.ids import to_iso
 from fh_saas.web import pages
 from fh_saas.web.board import ONE, Board
 from fh_saas.dashboard import dashboard
@@ -341,6 +342,64 @@ def test_bulk_goes_on_from_request_to_request(m, monkeypatch):
         assert 'class="inline go"' in html and '<progress' in html
     assert n==3 and len(m.list_jobs(status='cancelled', limit=1000))==450
     assert [a['outcome'] for a in Board(m).actions()]==['50 jobs', '200 jobs', '200 jobs']
+
+# --- rows that others wrote, by hand or by another program
+
+from fh_saas.cli_frame import table
+from fh_saas.cli_jobs import COLS, _submitted, record, row
+from fh_saas.components import jobs_routes
+from fh_saas.store.sqlite_file import ADDED, COLUMNS
+
+STATES = [('pending',0),('pending',1),('pending',-1),('pending',2),('pending',3),('pending',4),('running',None),('completed',None),('failed',None),('cancelled',None)]
+
+def spoil(m, val):
+    "For each column, a job in each state with this value in the column: what they are by id"
+    cases = [(col, st, ready) for col in COLUMNS|ADDED if col!='id' for st,ready in STATES if col!='unique_key' or ready==1]
+    ids,at = m.submit_many('mail', work, [dict(name=i) for i in range(len(cases))]),to_iso(1_700_000_000.)
+    with m._using() as lane, lane.store.writing() as c:
+        for id,(col,st,ready) in zip(ids, cases):
+            over = st not in ('pending','running')
+            c.execute("update tenant_jobs set status=?, ready=?, run_at=iif(?,run_at,null), started_at=?, completed_at=?, error_log='it broke', attempts='[{\"n\":1}]' where id=?",
+                      (st, ready, st=='pending', at, at if over else None, id))
+            c.execute(f'update tenant_jobs set {col}=? where id=?', (val, id))
+    return dict(zip(ids, cases))
+
+@pytest.mark.parametrize('val', [None, 'odd', b'\xff\0', '[7]'], ids=repr)
+def test_rows_that_somebody_else_wrote(m, val):
+    "Whatever is missing or odd in a row, each page, list and command shows it as far as it can be, and the other jobs"
+    cases,web = spoil(m, val),Web(m)
+    jobs_routes(app := Starlette(), m)
+    c = client(app, raise_server_exceptions=False)
+    for id,what in cases.items():
+        r = web.c.get(f'/job?id={id}')
+        assert r.status_code==200 and 'What happened' in r.text, (what, r.text[-300:])
+        assert c.get(f'/_jobs/{id}/progress').status_code in (200, 286), what
+    js = m.list_jobs(limit=1000)
+    for j in js: assert m.explain(j.id) and json.dumps(record('', j)) and row('', j) and _submitted(j)>=0, cases[j.id]
+    assert len(js)==len(cases) and len(table([row('', j) for j in js], COLS.split(), None).splitlines())==len(js)+1
+    for o in '/', '/jobs?type=mail', '/jobs?status=failed', '/jobs?text=broke', '/failures', '/queues', '/schedules': web.get(o)
+    assert 'mail' in c.get('/_jobs/list?limit=100').text
+    seen,at = set(),'/jobs'
+    while at:
+        seen |= set(re.findall(r'/job\?id=([-\w]+)', html := unescape(web.get(at))))
+        at = (re.search(r'href="([^"]+)" rel="next"', html) or [None]*2)[1]
+    assert seen==set(cases)
+
+def test_due_rows_without_a_time(m):
+    "In a line of their own, by queue and by priority"
+    for q,p in (('mail',0), ('mail',5), (None,7)):
+        id,_ = m.options(queue=q, priority=p).submit('mail', work)
+        with m._using() as lane, lane.store.writing() as c: c.execute('update tenant_jobs set ready=1, run_at=null where id=?', (id,))
+    web = Web(m)
+    assert 'mail' in web.get('/queues') and 'default' in web.get('/queues') and web.get('/')
+    assert m.run_due()==3
+
+def test_a_row_without_an_id(m):
+    m.submit('mail', work)
+    with m._using() as lane, lane.store.writing() as c: c.execute("insert into tenant_jobs(job_type,status) values('theirs','failed')")
+    web = Web(m)
+    assert 'theirs' in web.get('/jobs') and 'mail' in web.get('/jobs') and 'theirs' in web.get('/failures')
+    assert len(table([row('', j) for j in m.list_jobs()], COLS.split(), None).splitlines())==3
 
 def test_deleting_leaves_what_others_need(m):
     due,_ = m.submit('due', work, name='x')

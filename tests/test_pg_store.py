@@ -144,7 +144,7 @@ def test_controls(s):
     s.unshut()
     with s.writing() as c:
         assert controls.cancel(c, ['a','b','nope'], _T(30), 'why')==(['b'],['a'])
-    assert controls.asked(s, 'a')==[('a', 1)]
+    assert controls.asked(s, 'a')==([('a', 1)], 3)
     assert s.discard(['c'], _T(31), 'gone')==1 and s.get('c')['error_log']=='gone' and s.discard(None, _T(31), 'all')==1
 
 def test_reasons_and_starts_given_back(s):

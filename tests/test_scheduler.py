@@ -148,6 +148,68 @@ def test_a_broken_row_holds_up_nobody(m, clock):
     clock.at('2026-03-02T09:00:00Z'); m.run_due()
     assert seen and m.schedule('bad').state=='broken'
 
+GOOD = dict(expr='0 9 * * *', tz=None, catch_up='once', spread=0., job_type='bad', task='m:f', payload='{}', typed=None, max_retries=3, slot=False)
+SPOILED = [('payload', None), ('task', None), ('job_type', None), ('max_retries', None), ('tz', None), ('payload', '[1]'), ('payload', 'no JSON'), ('payload', dict(n=1)), ('payload', 7), ('task', ['a']),
+    ('job_type', 5), ('job_type', 'a\0b'), ('max_retries', 'three'), ('max_retries', 2**40), ('typed', ['n']), ('priority', 'first'), ('priority', None), ('priority', 2**40), ('timeout_s', 'x'), ('queue', 5),
+    ('tags', ['a']), ('limit_key', {}), ('spread', 'x'), ('catch_up', []), ('expr', 5), ('tz', 'Nowhere')]
+
+@pytest.mark.parametrize('k,v', SPOILED, ids=[f'{k}={str(v)[:9]!r}' for k,v in SPOILED])
+def test_a_spoiled_row_costs_itself_alone(m, clock, k, v, caplog):
+    "Something is missing or makes no sense in a row that another has written: that schedule stands still and says so; the others and all jobs go on"
+    m.cron('0 9 * * *', plain, name='bad'); m.cron('0 9 * * *', nightly, name='n')
+    row = {a:b for a,b in GOOD.items() if a!=k} if v is None and k!='priority' else GOOD|{k:v}
+    change(m, "update tenant_schedules set code=? where name='bad'", json.dumps(row))
+    id,_ = m.submit('p', plain, n=2)
+    clock.at('2026-03-02T09:00:00Z'); m.run_due()
+    assert len(seen)==1 and m.get_job(id).status=='completed' and not m.list_jobs('bad')
+    assert m.schedule('bad').state=='broken' and m.schedule('n').state=='active'
+    assert "'bad' stands still" in caplog.text and k in caplog.text and caplog.text.count('stands still')==1
+    with pytest.raises(KeyError, match='could be run'): m.schedule('bad').run()
+    m.cron('0 9 * * *', plain, name='bad')                        # the app starts again
+    clock.at('2026-03-03T09:00:00Z'); m.run_due()
+    assert len(seen)==2 and [j.status for j in m.list_jobs('bad')]==['completed']
+
+@pytest.mark.parametrize('done_to', ['2026-03-01 12:00', '2026-03-01T13:00:00+01:00', 'soon', None, '', '20260301T120000Z', '1970-01-02 00:00'])
+def test_a_time_that_others_wrote(m, clock, done_to):
+    "Of another form, it is a time; where it is none, slots count from now"
+    m.cron('0 9 * * *', nightly, name='n')
+    change(m, 'update tenant_schedules set done_to=?', done_to)
+    m.run_due(); early = len(seen)
+    assert early==(done_to=='1970-01-02 00:00')
+    clock.at('2026-03-02T09:00:00Z'); m.run_due(); m.run_due()
+    assert len(seen)==early+1 and m.schedule('n').state=='active'
+    change(m, 'update tenant_schedules set done_to=?', done_to)
+    m.schedule('n').pause(); m.schedule('n').resume(); m.schedule('n', expr='0 10 * * *')
+    clock.at('2026-03-03T10:00:00Z'); m.run_due()
+    assert len(seen)==early+2
+
+@pytest.mark.parametrize('what', ["code='{'", "code='[]'", "changed='{'", "changed='7'", "changed=''", "paused=''", "created_at=null"])
+def test_what_is_no_json_says_nothing(m, clock, what):
+    m.cron('0 9 * * *', nightly, name='n')
+    change(m, f'update tenant_schedules set {what}')
+    clock.at('2026-03-02T09:00:00Z'); m.run_due()
+    assert len(seen)==1 and m.schedule('n').state in ('active','orphaned')
+
+@pytest.mark.on_sqlite('a column of text takes no bytes there')
+def test_bytes_in_a_row(m, clock):
+    m.cron('0 9 * * *', nightly, name='n')
+    change(m, "insert into tenant_schedules values(x'00ff',x'00ff',x'00ff',x'00ff',x'00ff',x'00ff')")
+    change(m, "update tenant_schedules set code=x'00ff', changed=x'00ff', done_to=x'00ff'")
+    change(m, "insert or replace into tenant_meta values('thawed_at','some day'),('zone_since',x'00')")
+    m.run_due(); clock.at('2026-03-02T09:00:00Z'); m.run_due()
+    assert len(seen)==1 and [o.name for o in m.schedules()]==['n']
+
+@pytest.mark.on_sqlite('it looks into files')
+def test_the_doctor_sees_a_schedule_that_stands_still(m, t, clock):
+    from fh_saas.cli_doctor import files, probe
+    m.cron('0 9 * * *', plain, name='bad'); m.cron('0 9 * * *', nightly, name='n')
+    look = lambda: next(o for o in files([probe(str(t.path))]) if o.check=='schedules')
+    assert look().state=='ok'
+    change(m, "update tenant_schedules set code='{}' where name='bad'")
+    assert look().state=='ok', 'nothing said there: the code counts'
+    change(m, "update tenant_schedules set code=? where name='bad'", json.dumps({a:b for a,b in GOOD.items() if a!='task'}))
+    assert (look().state,look().found)==('problem',f"{t.path}: 'bad': task is missing")
+
 def test_a_pruned_job_does_not_come_back(m, clock):
     "`done_to` alone keeps a slot from running again when its job's row is gone"
     m.cron('0 9 * * *', nightly, name='n')
@@ -262,6 +324,24 @@ def test_change_for_all_and_for_one(many, clock):
     ts['b'].jobs.schedule('n').reset()
     assert ts['b'].jobs.schedule('n').expr=='0 3 * * *'
     ts.schedule('n').pause(); clock.at('2026-03-03T12:00:00Z'); due(ts); assert len(at(ts, 'a'))==1
+
+@pytest.mark.parametrize('sql', ["code='{\"expr\":\"0 9 * * *\",\"tz\":null,\"catch_up\":\"once\",\"spread\":0}'", "code='{'", "code=null", "done_to='soon'", "done_to=null"])
+def test_a_spoiled_row_for_all_tenants(many, clock, sql):
+    "It stands still, the others and all jobs go on, and `schedules()` shows it"
+    ts = many()
+    a = ts.create('a').jobs
+    ts.cron('0 9 * * *', plain, name='bad'); ts.cron('0 9 * * *', nightly, name='n')
+    with ts.registry.writing() as c: c.execute(f"update tenant_crons set {sql} where name='bad'")
+    id,_ = a.submit('p', plain, n=2)
+    clock.at('2026-03-02T09:00:00Z'); due(ts)
+    assert len(seen)==1 and a.get_job(id).status=='completed' and not a.list_jobs('bad')
+    assert [(o.name,o.state) for o in ts.schedules()]==[(o.name,o.state) for o in a.schedules()]==[('bad','broken'),('n','active')]
+    ts.cron('0 9 * * *', plain, name='bad')
+    clock.at('2026-03-03T09:00:00Z'); due(ts)
+    assert len(seen)==2 and len(a.list_jobs('bad'))==1
+    with ts.registry.writing() as c: c.execute("update tenant_registry set created_at='once upon a time'")
+    clock.at('2026-03-04T09:00:00Z'); due(ts)
+    assert len(seen)==3
 
 def test_other_zone_makes_nothing_up(many, clock):
     ts = many()

@@ -1,5 +1,5 @@
 "Tenants when things go wrong half-way: kill -9 at every step of a move and a delete, full and read-only files, files that cannot be upgraded"
-import os, re, subprocess, sys
+import asyncio, os, re, subprocess, sys, threading, time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 
@@ -455,6 +455,68 @@ def test_a_read_only_disk_costs_its_tenant_alone(h):
             until(lambda: len(h.log('ran'))==11, 30)
             until(lambda: not why(ts), 10, .05)
         ts.close(); h.opened.clear()
+
+# --- the first use of a file that is locked
+
+@contextmanager
+def locked(path):
+    "Nobody can open it for the length of the block, as while it is restored or checked by another program"
+    c = apsw.Connection(path)
+    c.execute('pragma locking_mode=exclusive'); c.execute('begin exclusive')
+    try: yield c
+    finally: c.close()
+
+def test_the_first_use_of_a_locked_file_waits(h):
+    "Four threads submit to a tenant whose file is locked: that is no trouble of the tenant, other tenants and rollouts go on, and in the end all have their job"
+    h.many(3).close()
+    ts,opened,got = h.ts(busy_s=60.),[],[]
+    pool,opener = ts._pool,ts._pool.opener
+    def opens(e): opened.append(e.id); return opener(e)
+    pool.opener = opens
+    def submit(id='t000'): return ts[id].jobs.submit('j', work.quick, folder=str(h.dir), name=id)[0]
+    with locked(ts['t000'].path) as c:
+        threads = [threading.Thread(target=lambda: got.append(submit()), daemon=True) for _ in range(4)]
+        for o in threads: o.start()
+        until(lambda: opened.count('t000')>8, 30)
+        assert not got and not pool.entries['t000'].tries and not pool.sick and not ts.health()['tenants']
+        assert submit('t001') and ts['t001'].jobs.run_due()==1
+        r = ts.submit_all('r', work.quick, dict(folder=str(h.dir), name='r'), canaries=3, stop_at_failures=1)
+        assert list(r.failures())==['t000'] and 'locked' in r.failures()['t000'] and all(o.is_alive() for o in threads)
+        c.close()
+        for o in threads: o.join(30)
+    assert len({*got})==4 and ts['t000'].jobs.run_due()==4 and not pool.sick
+
+def test_the_first_use_of_a_file_that_stays_locked(h):
+    "StoreBusy after `busy_s`, on a loop after a quarter of a second, and one failure of the tenant for each who gave up"
+    h.many(2).close()
+    ts = h.ts(busy_s=.7)
+    e = ts._pool.entries['t000']
+    def submit(id='t000'): return ts[id].jobs.submit('j', work.quick, folder=str(h.dir))
+    with locked(ts['t000'].path):
+        began = time.monotonic()
+        with pytest.raises(StoreBusy, match='t000.* stayed locked by another connection for 0.7 s'): submit()
+        assert time.monotonic()-began>=.7 and e.tries==1
+        with pytest.raises(StoreBusy, match='0.7 s'): ts['t000'].db
+        async def on_a_loop(): submit()
+        with pytest.raises(StoreBusy, match='0.25 s'): asyncio.run(on_a_loop())
+        assert e.tries==3
+    assert submit() and not e.tries
+
+def test_closed_while_somebody_waits_for_a_locked_file(h):
+    h.many(1).close()
+    ts,got = h.ts(busy_s=60.),[]
+    opened,opener = [],ts._pool.opener
+    def opens(e): opened.append(e.id); return opener(e)
+    ts._pool.opener = opens
+    def submit():
+        try: ts['t000'].jobs.submit('j', work.quick, folder=str(h.dir))
+        except Exception as e: got.append(e)
+    with locked(ts['t000'].path):
+        o = threading.Thread(target=submit, daemon=True); o.start()
+        until(lambda: len(opened)>1)
+        ts.close()
+        o.join(30)
+    assert [str(e) for e in got]==[f'{ts!r} is closed'], got
 
 # --- run_due
 

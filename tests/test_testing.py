@@ -68,6 +68,33 @@ def test_takes_over_a_running_manager_and_gives_it_back(t):
     assert m.clock is clock and m.worker
     done(m, m.submit('a', note, x=3)[0])
 
+def test_what_was_not_drained_runs_once_the_manager_is_given_back(t):
+    "And not with the next submit, in another test"
+    m = t.mgr(handoff=0)
+    with JobTester(m) as jobs:
+        id,_ = m.submit('a', note, x=1)
+        parent,_ = m.submit('a', note, x=2)
+        kid,_ = m.options(after=[parent]).submit('a', note, x=3)
+        assert not ran
+    for o in id,parent,kid: done(m, o)
+    assert sorted(ran)==[1, 2, 3]
+
+def test_assert_drained(t):
+    "Says which jobs are due and have not run, in a manager and in tenants; what is for later is none"
+    with JobTester() as jobs:
+        jobs.assert_drained()
+        jobs.options(delay=60).submit('later', note, x=0)
+        jobs.assert_drained()
+        jobs.submit('a', note, x=1); jobs.submit('b', boom, 2)
+        with pytest.raises(AssertionError, match=r"2 jobs submitted here were not run, see drain\(\):\n  a\(x=1\) pending\n  b\(\) pending"): jobs.assert_drained()
+        jobs.drain(); jobs.assert_drained()                   # the other attempt is for later
+        jobs.clock.tick(2)
+        with pytest.raises(AssertionError, match='b\\(\\) pending'): jobs.assert_drained()
+        jobs.drain(ahead=60); jobs.assert_drained()
+    with closing(Tenants(t.dir/'ts', worker=False)) as ts, JobTester(ts) as jobs:
+        ts.create('acme').jobs.submit('sync', note, x=1)
+        with pytest.raises(AssertionError, match=r"\[acme\] sync\(x=1\) pending"): jobs.assert_drained()
+
 def test_options_are_for_a_manager_that_is_made_here(t):
     with pytest.raises(TypeError, match='threads'): JobTester(t.mgr(worker=False), threads=2)
     t.dbs.append(other := opened(t.dir/'other.db'))

@@ -69,7 +69,7 @@ def _rings_on(self:Engine):
         try: self._send(rings); self.failures = 0
         except Exception as e: self._failed(rings, e)
         with self._cond: self._sending = False; self._cond.notify_all()
-        if self.failures and self.stopping.wait(min(5., .05*2**min(self.failures, 7))): return
+        if self.failures and self.stopping.wait(min(1., .05*2**min(self.failures, 7))): return
 
 @patch
 def _failed(self:Engine, rings, e):

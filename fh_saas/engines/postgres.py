@@ -138,7 +138,7 @@ def serve(self:PgEngine,
             self._bell.clear()
             try: wait,bad = self._take(ex, drain),0
             except psycopg.Error as e:
-                wait,bad = min(5., .05*2**bad),min(bad+1, 7)
+                wait,bad = min(1., .05*2**bad),min(bad+1, 7)
                 if bad==2: log.warning('%r has lost the server (%s); it will go on trying', self, e)
             if wait>0: self._bell.wait(wait)
 
@@ -202,7 +202,7 @@ def _listens(self:PgEngine):
                     self._bell.set()                       # whatever was missed before
                     for _ in c.notifies(timeout=5.): self._bell.set()
                     c.execute('select 1')
-        except psycopg.Error: self.stopping.wait(min(5., .05*2**bad)); bad = min(bad+1, 7)
+        except psycopg.Error: self.stopping.wait(min(1., .05*2**bad)); bad = min(bad+1, 7)
 
 @patch
 def stop(self:PgEngine):

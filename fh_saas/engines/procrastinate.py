@@ -111,7 +111,7 @@ async def _serves(self:ProcrastinateEngine, drain, ex):
         except (procrastinate.exceptions.ProcrastinateException, psycopg.Error, OSError) as e:
             if not bad: log.warning('%r has lost the server (%s); it will go on trying', self, e.__cause__ or e)
         bad = 0 if time.monotonic()-t>10 else min(bad+1, 7)
-        with suppress(asyncio.TimeoutError): await asyncio.wait_for(self._stop.wait(), min(5., .05*2**bad))
+        with suppress(asyncio.TimeoutError): await asyncio.wait_for(self._stop.wait(), min(1., .05*2**bad))
 
 @patch
 def _one(self:ProcrastinateEngine, drain, tenant):

@@ -10,8 +10,9 @@ import heapq, os, threading, time
 from collections import deque
 from fastcore.basics import patch
 from .lane import Lane
+from .maintenance import ends
 from .presence import Presence
-from ..store.base import StoreError
+from ..store.base import StoreBusy, StoreError
 from ..store.sqlite_file import fold
 from ..telemetry import log
 from itertools import count
@@ -101,6 +102,7 @@ def drop(self:LanePool,
     if not (e := self.entries.pop(id, None)): return
     if self.paths.get(e.path) is e: del self.paths[e.path]
     if self.here.slots: self.here.slots.leave(e.path)
+    if self.worker: self.worker.leases.forget(e.path)
     for o in self.sick,self.open,self.marks: o.pop(id, None)
     self._order = [o for o in self._order if o is not e]
     if (lane := e.lane) and not lane.closed:
@@ -114,6 +116,7 @@ def drop(self:LanePool,
 def lane(self:LanePool,
     id:str, # The tenant
     wait:bool=False, # Whether to wait while all places are in use, rather than to take one more
+    lenient:bool=False, # Whether a file that is locked at this moment is no failure, because the caller tries again
 )->Lane:
     "The tenant's lane, opened if need be. Raises `KeyError` if it was never put here, `StoreError` if its database cannot be used"
     e = self.entries[id]
@@ -125,7 +128,9 @@ def lane(self:LanePool,
         self.here.note(lane.name)
         if e.lane is not lane: lane.weight,lane.max_running,lane.vtime,lane.opened_at = e.weight,e.max_running,e.vtime,self.mono()
         e.lane,self.open[e.id],e.looked_at,lane.tenant = lane,e,self.mono(),e.id          # it may have been renamed meanwhile
-    except StoreError as x: self._failed(e, str(x)); raise
+    except StoreError as x:
+        if not (lenient and isinstance(x, StoreBusy)): self._failed(e, str(x))
+        raise
     finally:
         with self._lock: self._opening -= 1
     if self.entries.get(e.id) is not e: lane.resting = True        # it was dropped meanwhile
@@ -176,6 +181,7 @@ def _shut(self:LanePool, e, hurry=False):
     if lane.hungry and not lane.resting or lane.busy(): return False
     try:
         if lane.due_at is None: lane._look_ahead()
+        if lane.store.remote: lane.lapse_at = ends(lane, lane.store.owners())
         if lane.ended: self.marks[e.id] = lane.store.mark()
         more = lane.resting and lane.store.due()
     except StoreError as x: log.info('%s', x)
@@ -187,6 +193,7 @@ def _shut(self:LanePool, e, hurry=False):
     e.vtime,e.sig = lane.vtime,_sig(e.path)
     if not self._waits(lane): self.here.unnote(lane.name)
     if (lane.due_at or 0.)<float('inf'): self.wake_at(e, lane.due_at or 0.)
+    if self.worker and self.entries.get(e.id) is e: self.worker.leases.left(lane, lambda: self._hurry(e))
     if more or lane.news: self.look(e)         # it was called while it was being closed
     if hurry:
         self._left.append(e)
@@ -213,6 +220,12 @@ def look(self:LanePool,
         e.queued = True
         heapq.heappush(self._todo, (max(e.vtime, self.worker.line._had), next(self._n), e))
         self._cond.notify()
+
+@patch
+def _hurry(self:LanePool, e):
+    "Look into it though it could not be opened a moment ago"
+    if e.tries: e.tries,e.next_try = min(e.tries, 3),0.
+    self.look(e)
 
 @patch
 def wake_at(self:LanePool,
@@ -291,7 +304,7 @@ def sweep(self:LanePool,
     now = self.mono()
     for o in dead:
         for name in self.here.noted(o):
-            if e := self.paths.get(name): self.look(e)
+            if e := self.paths.get(name): self._hurry(e)
     while self._due and self._due[0][0]<=self.clock():
         at,_,e = heapq.heappop(self._due)
         if at==e.due_at: e.due_at = float('inf'); self.look(e)
@@ -337,7 +350,8 @@ def start(self:LanePool,
 def stop(self:LanePool):
     "Open nothing more"
     with self._cond:
-        self.worker = None
+        w,self.worker = self.worker,None
+        if w: deque(map(w.leases.forget, list(self.paths)), 0)
         for *_,e in self._todo: e.queued = False
         self._todo.clear()
         self._cond.notify_all()

@@ -212,7 +212,7 @@ def alive(self:Presence,
     "Whether the process behind `owner` lives"
     if owner==self.owner: return True
     try: fd = os.open(self.dir/f'{owner}.run', os.O_RDONLY|getattr(os, 'O_CLOEXEC', 0))
-    except OSError: return None
+    except (OSError, ValueError): return None          # a name that no file can have, in a row that others wrote, is nobody's
     try:
         got = self._try_lock(fd)
         return None if got is None else not got

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from fastcore.basics import patch, patch_to
 from .context import JobContext, _text, context_of, current
 from ..payload import dump_result
-from ..store.controls import holder, insert_unique, is_over
+from ..store.controls import holder, insert_unique, is_over, stand_aside
 from typing import Callable
 
 # %% ../../nbs/running/05_steps.ipynb #beef9776
@@ -125,11 +125,20 @@ def _keep(self:JobContext, name, v, jobs):
             self.lost = self.lost or not store.holds(self._claim)
             if self.lost: self.check()
             if self.says(): store.note([self.take()])
+            mine,late = _insert(store, c, jobs.jobs, self.lane.now()) if jobs.jobs else ((), ())
+            for o,i in late: s = s and s.replace(o.id, i)
             store.keep_step(self.id, name, s, self.lane.now())
-            ids = insert_unique(store, jobs.jobs, self.lane.now(), conn=c)[1] if jobs.jobs else ()
     except BaseException: self.again(); raise
-    if ids: self.lane.announce([o for o,i in zip(jobs.jobs, ids) if o.id==i])
+    for o,_ in late: self.lane.known.held.pop(o.id, None)
+    if mine: self.lane.announce(mine)
     return _decoded(s)
+
+def _insert(store, c, jobs, now):
+    "The jobs that are there now, and pairs of one whose unique key was taken meanwhile and the id of the job that has it"
+    ids = insert_unique(store, jobs, now, conn=c)[1]
+    late = [(o,i) for o,i in zip(jobs, ids) if o.id!=i]
+    if late: stand_aside(store, c, late, now)
+    return [o for o,i in zip(jobs, ids) if o.id==i],late
 
 # %% ../../nbs/running/05_steps.ipynb #9bdcb053
 @patch

@@ -14,7 +14,7 @@ from .async_pool import AsyncPool
 from .children import children, run_attempt
 from .executor import Outcome, call
 from .lane import Lane
-from .maintenance import heartbeat, look_in, mend, release_lost
+from .maintenance import Leases, heartbeat, look_in, mend, release_lost, rescue
 from .presence import Presence
 from .retention import Pruner
 from .shares import Line, Ready
@@ -59,6 +59,7 @@ class Worker:
         self.beat = time.monotonic()              # when the dispatcher last came round
         self.pruner = Pruner()
         self._clocked = 0.                        # when it next asks which jobs have become due
+        self.leases,self._minds = Leases(lambda: [o for o in self.lanes if o.store.remote and not o.closed], lambda *a: self._lapsed(*a)),False
     def __repr__(self): return f'Worker(threads={self.threads}, lanes={len(self.lanes)}, running={len(self.running)})'
 
     @property
@@ -103,6 +104,7 @@ def serve(self:Worker,
         if lane in self.lanes or self.stopping: return
         self.lanes.append(lane)
         lane.seen,lane.server = set(),self
+    if lane.store.remote: self._mind_leases(lane)
     if lane.here: self.listen(lane.here); lane.writes_only or lane.here.serve()
     lane.due_at = None
     if here: self._begin(lane)
@@ -575,26 +577,33 @@ def _sweep(self:Worker, beat, dead=None):
     for o in self.sources:
         try: o.sweep(dead.get(id(o.here), ()))
         except Exception: log.exception('%r met an error of fh_saas itself and goes on', o)
-    look = 0.
     for lane in list(self.lanes):
-        if time.monotonic()>=look:
-            for o in self._lapsed(): self._tend(o, must=True)
-            look = time.monotonic()+SWEEP_S
-        self._tend(lane, beat, bool(lane.here and dead.get(id(lane.here))))
+        died = bool(lane.here and dead.get(id(lane.here)))
+        if died: lane.pauses,lane.pause_until = min(lane.pauses, 3),0.        # what it waits for may have been held by the dead
+        self._tend(lane, beat, died)
 
 # %% ../../nbs/running/21_worker.ipynb #df21e399
 @patch
-def _lapsed(self:Worker):
-    "Of many lanes on one server, those in which another's lease has run out: one statement finds them, however long a sweep takes"
-    by = {}
-    for o in list(self.lanes):
-        if o.store.remote and not o.closed: by.setdefault(id(o.store.pool), []).append(o)
-    out = []
-    for os in by.values():
-        if len(os)<=NEIGHBOUR: continue
-        try: out += [os[i] for i in os[0].store.lapsed([o.store for o in os], os[0].now(), [o.owner for o in os])]
-        except StoreError as e: log.info('%s', e)
-    return out
+def _mind_leases(self:Worker, lane):
+    "A lane on a server is served from now on"
+    self.leases.forget(lane.name)
+    with self._lock: new,self._minds = not self._minds,True
+    if new: threading.Thread(target=self._leases_end, name='fh_saas-leases', daemon=True).start()
+
+@patch
+def _leases_end(self:Worker):
+    wait = 0.
+    while not self._end.wait(wait):
+        try: wait = self.leases.look()
+        except Exception: log.exception('leases met an error of fh_saas itself and go on'); wait = SWEEP_S
+
+@patch
+def _lapsed(self:Worker, lane, owners):
+    "The lease of one of the owners on record has run out: take its jobs back. Raises `StoreError`"
+    if not lane.pin(): return
+    try:
+        if rescue(lane, owners): lane.news,lane.pauses,lane.pause_until = True,0,0.; self.kick(lane)
+    finally: lane.unpin()
 
 # %% ../../nbs/running/21_worker.ipynb #9506314d
 @patch
@@ -631,7 +640,7 @@ def _lost(self:Worker, lane):
 # %% ../../nbs/running/21_worker.ipynb #5346500d
 @patch
 def _often(self:Worker, lane):
-    "Whether it was looked after a moment ago: with many lanes on a server, every other second is enough, since `_lapsed` sees who is gone"
+    "Whether it was looked after a moment ago: with many lanes on a server, every other second is enough, since `Leases` says who is gone"
     return lane.store.remote and len(self.lanes)>NEIGHBOUR and time.monotonic()-lane.cared<3.5*SWEEP_S
 
 @patch
@@ -694,8 +703,10 @@ def drop(self:Worker,
 
 # %% ../../nbs/running/21_worker.ipynb #48fe3f39
 @patch
-def _give_back(self:Worker, lanes):
-    "Return what was claimed and not begun, and let go of whoever waits"
+def give_back(self:Worker,
+    lanes:list, # Whose claims
+):
+    "Return what was claimed and has not begun"
     for o in lanes: self.ready.take_back(o)
     for q in (self.pool.waiting, *(o.small for o in lanes)):
         for _ in range(len(q)):
@@ -703,6 +714,11 @@ def _give_back(self:Worker, lanes):
             except IndexError: break
             if a.lane in lanes: a.lane.back.append(a.claim)
             else: q.append(a)
+
+@patch
+def _give_back(self:Worker, lanes):
+    "Return what was claimed and not begun, and let go of whoever waits"
+    self.give_back(lanes)
     for o in lanes:
         for i in list(o.waiting):
             for f in o.waiting.pop(i, ()): f()

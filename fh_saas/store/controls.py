@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASKED', 'read_controls', 'set_control', 'gate_and_controls', 'hold', 'let_go', 'any_held', 'held_for', 'counts',
            'count_type', 'room_of_rate', 'note_starts', 'drop_starts', 'next_start', 'free_keys', 'is_over', 'holder',
-           'holders', 'insert_unique', 'cancel', 'asked']
+           'holders', 'insert_unique', 'cancel', 'asked', 'stand_aside']
 
 # %% ../../nbs/store/08_controls.ipynb #4023bac9
 import msgspec
@@ -235,6 +235,22 @@ def cancel(
 def asked(
     file, # A `SqliteFile`
     owner:str, # Who runs them
-)->list: # Pairs (id, fence)
-    "Jobs of an owner that somebody wants to end"
-    return file.read("select id,fence from tenant_jobs indexed by tj_cancel where owner=? and cancel_at is not null and status='running'", (owner,))
+)->tuple: # (pairs (id, fence), how often the controls have changed)
+    "Jobs of an owner that somebody wants to end, and whether there is more to heed"
+    rows = file.read("""select id,fence from tenant_jobs indexed by tj_cancel where owner=? and cancel_at is not null and status='running'
+        union all select null,cast(value as integer) from tenant_meta where key='controls'""", (owner,))
+    return [o for o in rows if o[0]],next((n for id,n in rows if not id), None)
+
+# %% ../../nbs/store/08_controls.ipynb #ba098811
+def stand_aside(
+    store, # A `SqliteStore`
+    c, # The connection, inside `writing()`
+    jobs:list, # Pairs of a `NewJob` that was not inserted and the id of the job that has its key
+    now:str, # The time
+):
+    "Store jobs as cancelled, each with the name of the one that stands for it"
+    keys = [(o.unique_key, o.id) for o,_ in jobs if o.unique_key<'t']
+    for o,_ in jobs: o.unique_key = o.parents = None
+    store.insert_into(c, [o for o,_ in jobs])
+    for o,i in jobs: cancel(c, [o.id], now, f'Not run: job {i} has its unique key', store._texts.text if store.keys else str)
+    c.executemany('update tenant_jobs set unique_key=? where id=?', keys)

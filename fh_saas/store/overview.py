@@ -77,8 +77,10 @@ _SHOW = f"{','.join(['j.rowid',*_NAMES[1:-2]])},substr(error_log,-{TAIL}),coales
 _PICK = f'''select {_SHOW},iif(?2 is null,null,error_log) from (select key k,cast(value as integer) v from json_each(?1)) v cross join tenant_jobs j on j.rowid=v.v
     where (?2 is null or instr(error_log,?2)) and (?3 is null or created_at>=?3) and (?4 is null or created_at<?4) order by k limit ?5'''
 
+def _text(v): return v.decode(errors='replace') if isinstance(v, bytes) else v      # of a row that others wrote
+
 def _row(o, hide):
-    d = dict(zip(_NAMES, o))
+    d = dict(zip(_NAMES, map(_text, o)))
     if (e := d['error']) and d['error_chars']>TAIL: e = e.partition('\n')[2]       # a line that is cut might begin in a secret
     d['error'] = hide(e) if e else None
     return d
@@ -109,7 +111,7 @@ def page(
         places = _places(file, f, high, low, n, up)
         seen += len(places)
         for o in file.read(_PICK.replace('error_log', getattr(file, 'errors', 'error_log')), (_json(places), f.text, f.since, f.until, limit+1-len(rows))):
-            if f.text is None or f.text in hide(o[-1]): rows.append(_row(o[:-1], hide))
+            if f.text is None or f.text in hide(_text(o[-1])): rows.append(_row(o[:-1], hide))
         if len(rows)>limit: return Page(rows[:limit], rows[limit-1]['rowid'], False)
         if len(places)<n: return Page(rows, None, False)
         low,high = on(places[-1])
@@ -147,7 +149,7 @@ def line(
     most:int=MOST, # Count so far
 )->Line:
     "What waits"
-    return Line(*file.read(_LINE, (most+1,))[0], min((o.oldest for o in queues(file, 0)), default=None))
+    return Line(*file.read(_LINE, (most+1,))[0], min((o.oldest for o in queues(file, 0) if o.oldest), default=None))
 
 # %% ../../nbs/store/14_overview.ipynb #ed611d41
 class Queue(NamedTuple):
@@ -171,8 +173,8 @@ def queues(
         while p is not None and len(out)<100:
             out.append(one(f'select min(run_at) {due} queue is ? and priority=?', q, p))
             p = one(f'select min(priority) {due} queue is ? and priority>?', q, p)
-        return min(out)
-    return [Queue(q, one(f'select count(*) from (select 1 {due} queue is ? limit ?)', q, most+1) if most else 0, oldest(q)) for q in names]
+        return min([o for o in map(_text, out) if o], default=None)
+    return [Queue(_text(q), one(f'select count(*) from (select 1 {due} queue is ? limit ?)', q, most+1) if most else 0, oldest(q)) for q in names]
 
 # %% ../../nbs/store/14_overview.ipynb #930ed262
 class Ended(NamedTuple):
@@ -188,7 +190,7 @@ def ended(
     places = _places(file, JobFilter(statuses=FINAL), _TOP, 0, limit)
     rows = file.read('''select job_type,status,created_at,started_at,completed_at,retry_count from json_each(?) v cross join tenant_jobs j on j.rowid=cast(v.value as integer)
         order by v.key''', (_json(places),))
-    return Ended(rows, min((o[4] for o in rows if o[4]), default=None) if len(places)==limit else None)
+    return Ended(rows, min((o[4] for o in rows if o[4] and isinstance(o[4], str)), default=None) if len(places)==limit else None)
 
 def percentile(
     xs:list, # Numbers
@@ -200,6 +202,12 @@ def percentile(
 
 # %% ../../nbs/store/14_overview.ipynb #2ebecf71
 NEAR = 3000
+def _ids(s):
+    "The ids in a column, which anybody may have written"
+    try: ids = msgspec.json.decode(s or '[]')
+    except (ValueError, TypeError, RecursionError): return []
+    return [o for o in ids if isinstance(o, str)] if isinstance(ids, list) else []
+
 _KIN = "select id,job_type,status from tenant_jobs where id in (select value from json_each(?)) order by rowid"
 
 def kin(
@@ -212,7 +220,7 @@ def kin(
     row = file.read('select rowid,parents from tenant_jobs where id=?', (id,))
     if not row: return [],[]
     place,ps = row[0]
-    folks = file.read(_KIN, (ps,)) if ps else []
+    folks = file.read(_KIN, (_json(ps),)) if (ps := _ids(ps)) else []
     waits = [o for o, in file.read('select child from tenant_job_parents where parent=? limit ?', (id, most))]
     kids = [o for o, in file.read('''select id from (select id,parents from tenant_jobs where rowid>? order by rowid limit ?)
         where parents is not null and instr(parents,?) limit ?''', (place, near, _json(id), most))]

@@ -199,6 +199,15 @@ def at_once(self:PgConn,
     self.begin(wait_s, False)
     return self.own_all(*qs, ('commit', ()))[:-1]
 
+@patch
+def soon(self:PgConn,
+    sql:str, # One statement of PostgreSQL's own, outside a transaction
+    wait_s:float, # Longest wait for a table that somebody has locked, in seconds
+)->list: # What it gave
+    "Ask, but not if that takes long"
+    qs = [(f"select set_config('lock_timeout','{max(1, int(wait_s*1000))}',true)", None),(in_schema(sql, self.schema), None)]
+    return self._sent(*qs)[1] if _pipes else self._sent(('begin', None), *qs, ('commit', None))[2]
+
 # %% ../../nbs/store/21_pg_file.ipynb #b9e7058b
 WATCH = 'set tcp_keepalives_idle=4; set tcp_keepalives_interval=2; set tcp_keepalives_count=3; set tcp_user_timeout=10000; '    # for the server's side
 _BLOCK = 'select '+re.sub(r"set (\w+)=(\d+); ", r"set_config('\1','\2',true),", WATCH)+"set_config('synchronous_commit','on',true),set_config('lock_timeout',%s,true)"

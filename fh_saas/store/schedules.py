@@ -20,7 +20,8 @@ class ScheduleRow:
     code: dict # What the code says
     changed: dict # What was changed at run time, which wins
     paused: str # Since when it is paused; None while it is not
-    done_to: float # Slots up to then are dealt with, or do not count; seconds since 1970
+    done_to: float # Slots up to then are dealt with, or do not count; seconds since 1970; None where it does not say
+    was: str = None # `done_to` as it stands there
 
     @property
     def spec(self):
@@ -31,8 +32,12 @@ TABLES = 'tenant_schedules','tenant_crons'
 
 def _dict(s):
     try: o = msgspec.json.decode(s or '{}')
-    except msgspec.DecodeError: return {}
+    except (msgspec.DecodeError, TypeError, RecursionError): return {}
     return o if isinstance(o, dict) else {}
+
+def _instant(s):
+    try: return from_iso(s)
+    except (ValueError, TypeError, OverflowError): return None
 
 def read_schedules(
     file, # A `SqliteFile`, or a connection inside a transaction
@@ -41,7 +46,7 @@ def read_schedules(
     "All rows of a table of schedules"
     sql = f'select name,code,changed,paused,done_to from {TABLES[TABLES.index(table)]} order by name'
     got = file.execute(sql).fetchall() if hasattr(file, 'execute') else file.read(sql)
-    return {n:ScheduleRow(n, _dict(code), _dict(ch), p, from_iso(d) if d else 0.) for n,code,ch,p,d in got}
+    return {n:ScheduleRow(n, _dict(code), _dict(ch), p, _instant(d), d) for n,code,ch,p,d in got if isinstance(n, str)}
 
 # %% ../../nbs/store/06_schedules.ipynb #51d4c318
 def _json(o): return msgspec.json.encode(o).decode() if o else None
@@ -60,13 +65,13 @@ def save(
 def advance(
     conn, # A connection inside a transaction
     name:str, # The schedule
-    was:float, # `done_to` as it was read; None where there was no row
+    was:ScheduleRow, # The row as it was read; None where there was none
     to:float, # `done_to` from now on, seconds since 1970
     now:float, # Seconds since 1970
 )->bool: # False, and nothing is changed, if somebody else was first
     "Say until when the slots of a tenant's schedule are dealt with"
     if was is None: conn.execute('insert or ignore into tenant_schedules(name,done_to,created_at) values(?,?,?)', (name, to_iso(to), to_iso(now)))
-    else: conn.execute('update tenant_schedules set done_to=? where name=? and done_to is ?', (to_iso(to), name, to_iso(was)))
+    else: conn.execute('update tenant_schedules set done_to=? where name=? and done_to is ?', (to_iso(to), name, was.was))
     return bool(conn.changes())
 
 def drop(
@@ -112,4 +117,4 @@ def notes(
     "What counts for all slots of a tenant"
     sql = "select key,value from tenant_meta where key in ('gate','thawed_at','zone_since')"
     d = dict(file.execute(sql).fetchall() if hasattr(file, 'execute') else file.read(sql))
-    return 'gate' in d,*(from_iso(d[k]) if k in d else 0. for k in ('thawed_at', 'zone_since'))
+    return 'gate' in d,*(_instant(d.get(k)) or 0. for k in ('thawed_at', 'zone_since'))

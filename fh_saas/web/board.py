@@ -53,7 +53,10 @@ def reading(self:Board,
     id:str, # A tenant, `-` for the only one
 ): # The file, for the length of the block
     "Its database. Raises `KeyError` or `StoreError`"
-    with self.manager(id)._using() as lane: yield lane.store
+    if self.many:
+        with self.target[id]._file() as f: yield f         # one that is locked does not hold up a page about many
+    else:
+        with self.manager(id)._using() as lane: yield lane.store
 
 # %% ../../nbs/web/04_board.ipynb #3df1b2c2
 def _written_at(path):

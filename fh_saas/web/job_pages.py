@@ -12,6 +12,7 @@ from fasthtml.common import A, Button, Datalist, Dd, Details, Div, Dl, Dt, Form,
 from .board import DOES, ONE, narrow
 from .charts import took
 from ..ids import from_iso
+from ..running.explain import sound
 from .pages import View, ago, badge, decoded, fold, number, route, table, value, when
 from ..store.base import STATUSES, StoreError
 from ..store.overview import JobFilter, kin, page
@@ -83,7 +84,8 @@ def job_row(
     named:bool=False, # Whether to say whose it is
 )->list:
     "Cells of a job"
-    kind = A(Strong(o['job_type'] or '?'), Small(o['id'][-6:]), href=v.at('/job', tenant, id=o['id']))
+    o = sound(o)
+    kind = A(Strong(o['job_type'] or '?'), Small((o['id'] or '')[-6:]), href=v.at('/job', tenant, id=o['id']))
     left = o['run_at'] if o['status']=='pending' and o['ready'] in (0, 1) else None
     then = (Small('due '), ago(left, v.now)) if left else when(o['completed_at'])
     mine = [A(tenant, href=v.url('/tenant', tenant=tenant))] if named else []
@@ -244,6 +246,7 @@ def job(
     with v.board.reading(tenant) as file:
         o = file.get(id) if id else None
         if o is None: raise HTTPException(404, f'There is no job {id!r}. It may have been deleted.')
+        o = sound(o)
         (folks,kids),steps = kin(file, id),file.steps(id)
     h,why = v.board.hide,v.board.manager(tenant).explain(id)
     err = Section(H2('What went wrong last'), value(h.text(o['error_log']), 'Error'), cls='card') if o['error_log'] else ''
@@ -251,7 +254,7 @@ def job(
     more = [Section(H2(name), value(h.json(o[k], 2), name), cls='card') for k,name in (('payload','Payload'), ('result','Result'), ('cursor','Cursor')) if o[k]]
     done = Section(H2('Steps'), Dl(*[e for k,r in steps.items() for e in (Dt(h.text(k)), Dd(h.json(r) or '–'))], cls='facts'), cls='card') if steps else ''
     top = Section(P(Span(*badge(o)), ' ', Span(last_line(h.text(why), 400), cls='why')), _progress(v, o), _buttons(v, o, tenant), cls='card')
-    return v.page(f'{o["job_type"]}', P(A('All jobs', href=v.at('/jobs', tenant)), ' · ', A('of this type', href=v.at('/jobs', tenant, type=o['job_type'])), cls='crumbs'),
+    return v.page(o['job_type'] or '?', P(A('All jobs', href=v.at('/jobs', tenant)), ' · ', A('of this type', href=v.at('/jobs', tenant, type=o['job_type'])), cls='crumbs'),
         live=[top, err, Section(H2('What happened'), _timeline(v, o), cls='card'), *more, log, done, _relatives(v, tenant, folks, kids), Section(H2('Details'), _facts(v, o, tenant), cls='card')],
         next_ms=1000 if o['status'] in DOES['cancel'] else 5000)
 

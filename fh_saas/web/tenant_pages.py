@@ -36,7 +36,7 @@ def times(
         try:
             if began and over: runs.append(max(0., from_iso(over)-from_iso(began)))
             if began and made and not tries: waits.append(max(0., from_iso(began)-from_iso(made)))
-        except ValueError: pass
+        except (TypeError, ValueError): pass
     return waits,runs
 
 def minutes(
