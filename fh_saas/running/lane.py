@@ -16,7 +16,7 @@ from ..ids import JobIds, from_iso, to_iso
 from .limits import Limits
 from .presence import Presence, presence
 from ..store.base import Ack, Claim, DUE, HANDED, LATER, StoreBusy, StoreError
-from ..store.controls import asked
+from ..store.controls import asked, read_controls
 from ..store.notes import SqliteStore
 from ..tasks import Known, Task
 from ..telemetry import emit, listening, log
@@ -52,6 +52,7 @@ class Lane:
     "One tenant's database in this process"
     hide = None       # a `Redactor` through which errors, logs and messages go before they are stored
     took,cared,searched = 0.,0.,float('-inf')    # on a server: seconds of the last turn; when it was last looked after, and thoroughly; see the worker's Ends keep each other company
+    lapse_at,again_at = float('inf'),0.          # when somebody else's lease ends there, and not to be asked before; see Leases
     def __init__(self,
         store:SqliteStore, # Where the rows are
         here:Presence=None, # This process, as others see it; None for `:memory:`, which has no others
@@ -79,6 +80,7 @@ class Lane:
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began
         self.hungry = self.lined = False
+        self.obeyed = None                         # how often the controls had changed when they were last heeded
         self.told,self.users,self.server,self.maker = 0.,weakref.WeakSet(),None,None    # `maker` gives a manager of it where there is none
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
         self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
@@ -155,7 +157,7 @@ def turn(self:Lane,
     if self._later_changed(acks): self._look_ahead()     # from here on, nothing may undo what was committed
     if acks and not out: self.store.relax()
     if aside: self.tell()
-    if news and len(self.hand)>len(out): self._obey()
+    if news and len(self.hand)>len(out): self._obey(True)
     if listening(): self._tell_of(back, aside)
     return out
 
@@ -337,19 +339,24 @@ def _later_changed(self:Lane, acks):
     "Whether the time of the next due job must be looked up again"
     return self.due_at is None or any(map(_ack, acks)) and any(a.ack and a.ack.status=='pending' for a in acks)
 
+def _time(at):
+    "When that is; never, for what is no time, in a row that others wrote: it holds up nobody"
+    try: return from_iso(at) if at else float('inf')
+    except (TypeError, ValueError): return float('inf')
+
 @patch
 def _look_ahead(self:Lane, at=_ASK):
     self.due_at = None
     try: at = self.store.next_due() if at is _ASK else at
     except StoreError: return                            # the sweep looks again
-    self.due_at = min(from_iso(at) if at else float('inf'), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
+    self.due_at = min(_time(at), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'),
                       self.limits.next_at())
 
 # %% ../../nbs/running/14_lane.ipynb #c8055199
 @patch
 def _sick(self:Lane, e):
     self.pauses,self.failure = self.pauses+1,e
-    pause,self.error = min(5., .01*2**min(self.pauses, 9)),str(e)
+    pause,self.error = min(1. if self.store.remote else 5., .01*2**min(self.pauses, 9)),str(e)
     self.pause_until = time.monotonic()+pause
     if self.pauses==(5 if isinstance(e, StoreBusy) else 1) or not self.pauses%100: log.warning('%s; %d ends of jobs wait; next try in %.1f s', e, len(self.acks), pause)
     emit('store.failed', store=self.name, tenant=self.tenant, error=str(e), pause_s=pause)
@@ -512,11 +519,21 @@ def halt(self:Lane,
     elif hasattr(a.handle, 'kill'): a.handle.kill()
 
 @patch
-def _obey(self:Lane):
-    "Look for jobs of this process that somebody has cancelled"
-    for id,fence in asked(self.store, self.owner):
+def _obey(self:Lane, turn=False):
+    "Look for jobs of this process that somebody has cancelled, or paused before they began; `turn` inside a turn, when no claim is on its way"
+    jobs,n = asked(self.store, self.owner)
+    for id,fence in jobs:
         a = self.hand.get(id)
         if a and a.claim.fence==fence and not a.stop: self.halt(a, 'cancelled')
+    if n!=self.obeyed: self._pull()
+    if turn: self.obeyed = n
+
+@patch
+def _pull(self:Lane):
+    "Let nothing begin that is paused: what has not begun goes back, and the next claim sees what may run"
+    ctl = read_controls(self.store)
+    off = lambda c: f'pause:t:{c.job_type}' in ctl or f'pause:q:{c.queue or "default"}' in ctl
+    if self.server and any(a.began is None and off(a.claim) for a in list(self.hand.values())): self.server.give_back([self]); self.server.kick(self)
 
 # %% ../../nbs/running/14_lane.ipynb #d69aa4db
 @patch

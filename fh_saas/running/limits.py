@@ -338,7 +338,7 @@ def abandon(self:Limits):
 # %% ../../nbs/running/13_limits.ipynb #39959023
 def _room_now(self, line, task):
     "How many of a line may go"
-    kind,k,t = line[0],line[2:],self.known.resolve(task, '')
+    kind,k,t = line[:1],line[2:],self.known.resolve(task, '')
     if kind=='t':
         lim = self.ctl.get(f'limit:t:{k}')
         return 0 if f'pause:t:{k}' in self.ctl else int(lim)-count_type(self.store, k) if lim else 1000
