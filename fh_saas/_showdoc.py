@@ -10,9 +10,11 @@ from nbdev.showdoc import BasicMarkdownRenderer
 
 def tick(s): return f'`{s}`' if s else ''
 
+def is_record(sym): return isinstance(sym, type) and (is_dataclass(sym) or hasattr(sym, '__struct_fields__'))
+
 def exported(sym):
     "The class of the package in place of the notebook's own, whose source (and so its docments) Python cannot find"
-    found = NbdevLookup()[sym.__name__] if isinstance(sym, type) and is_dataclass(sym) else None
+    found = NbdevLookup()[sym.__name__] if is_record(sym) else None
     if not isinstance(found, tuple): return sym
     return getattr(import_module(found[1].removesuffix('.py').replace('/', '.')), sym.__name__)
 
@@ -23,7 +25,7 @@ class Table(BasicMarkdownRenderer):
         try: super().__init__(**kw)
         except NameError: # an annotation such as 'Database', whose module is imported only when needed
             with patch('fastcore.docments.signature', side_effect=ValueError): super().__init__(**kw)
-        self.fn = self.nm if self.sym is not sym and is_dataclass(self.sym) else self.fn # for the source link
+        self.fn = self.nm if self.sym is not sym and is_record(self.sym) else self.fn # for the source link
         self.notes = {k:v for k,v in docments(self.sym, args_kwargs=True).items() if v}
         for p in self.dm.dm.values(): p.docment = None # else the signature repeats them
 
