@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PREFIX', 'WORDS', 'FIRST_S', 'MOST_S', 'ASKS_S', 'SPAN_S', 'span', 'facts', 'every', 'Pace', 'JobProgress',
-           'JobStatus', 'JobList', 'JobButton', 'jobs_head', 'jobs_routes']
+           'JobStatus', 'JobList', 'JobButton', 'FormKey', 'jobs_head', 'jobs_routes']
 
 # %% ../nbs/30_components.ipynb #8fb5e279
-import inspect, math, msgspec, threading, time
-from fasthtml.common import Button, Div, Form, Link, P, Progress, Script, Section, Span, Table, Tbody, Td, Th, Thead, Time, Tr, to_xml
+import inspect, math, msgspec, secrets, threading, time
+from fasthtml.common import Button, Div, Form, Input, Link, P, Progress, Script, Section, Span, Table, Tbody, Td, Th, Thead, Time, Tr, to_xml
 from .ids import from_iso
 from .running.explain import sound
 from .web.job_streams import JobStream
@@ -217,6 +217,13 @@ def JobButton(
     kw['cls'] = f'fh-job-button {kw.get("cls", "")}'.strip()
     return Form(*fields, Button(text), P(role='alert', cls='fh-job-alert', hidden=True), method='post', action=url, enctype='multipart/form-data', hx_post=url,
                 hx_encoding='multipart/form-data', hx_swap='outerHTML', hx_disabled_elt='find button', data_refused=refused, **kw)
+
+# %% ../nbs/30_components.ipynb #2123a977
+def FormKey(
+    name:str='form_key', # Name of the field
+): # An FT
+    "A hidden field that tells one form that was shown from another"
+    return Input(type='hidden', name=name, value=secrets.token_urlsafe(12))
 
 # %% ../nbs/30_components.ipynb #96053024
 def jobs_head(

@@ -15,7 +15,7 @@ from fasthtml.common import (H1, H2, H3, A, Body, Button, Details, Div, FastHTML
     Label, Li, Link, Main, Meta, Nav, NotStr, Ol, P, Pre, Script, Section, Small, Span, Strong, Summary, Table, Tbody, Td, Th, Thead,
     Time, Title, Tr, Ul, to_xml)
 from fastlite import database
-from .components import JobButton, JobProgress, jobs_head, jobs_routes
+from .components import FormKey, JobButton, JobProgress, jobs_head, jobs_routes
 from .dashboard import dashboard
 from .ids import from_iso
 from .store.base import StoreError
@@ -132,21 +132,32 @@ def call_partner(self:Tenant,
     return f'the partner answered call {n}'
 
 @patch
-def submit_call(self:Tenant)->tuple: # (job id, BackgroundTask)
+def once(self:Tenant,
+    key:str=None, # What `FormKey` gave; None for none
+): # The manager, or its options
+    "What submits a form's job, once however often the form is sent within a day"
+    return self.manager.options(unique=key, unique_for=86400) if key else self.manager
+
+@patch
+def submit_call(self:Tenant,
+    key:str=None, # The form's
+)->tuple: # (job id, BackgroundTask)
     "Submit a job that fails twice"
-    return self.manager.submit('call partner', self.call_partner, 4, key=secrets.token_hex(8))
+    return self.once(key).submit('call partner', self.call_partner, 4, key=secrets.token_hex(8))
 
 # %% ../nbs/32_demo.ipynb #c1db293c
 @patch
 def submit_import(self:Tenant,
     name:str, # Name of the file
     body:bytes, # What is in it
+    key:str=None, # The form's
 )->tuple: # (job id, BackgroundTask)
     "Keep an upload and submit the job that imports it. Raises `ValueError` if it is not such a CSV file"
     cols,lines = read_csv(body)
     imp = secrets.token_hex(8)
     with self.manager.transaction() as db:
-        job_id,bg_task = self.manager.submit('import', self.import_rows, 10, import_id=imp)
+        job_id,bg_task = self.once(key).submit('import', self.import_rows, 10, import_id=imp)
+        if not bg_task.created: return job_id,bg_task
         db.t.imports.insert(dict(id=imp, name=name[:80], cols=','.join(cols), job_id=job_id, total=len(lines)))
         db.conn.executemany('insert into waiting values (?,?,?)', [(imp,i,s) for i,s in lines])
     return job_id,bg_task
@@ -242,7 +253,7 @@ def _bar(t, job_id, label):
 
 def _button(t, path, text, *fields):
     "A button that is joined by a bar"
-    return JobButton(text, *fields, submit=f'/t/{t.name}/{path}', cls='quiet' if path!='import' else '')
+    return JobButton(text, *fields, FormKey(), submit=f'/t/{t.name}/{path}', cls='quiet' if path!='import' else '')
 
 def _buttons(t):
     "By the path each is sent to"
@@ -339,16 +350,16 @@ def _routes(app, of):
     def tenant(name:str): return _page(of(name))
 
     @app.post('/t/{name}/import')
-    def upload(req, name:str, file:UploadFile=None):
+    def upload(req, name:str, file:UploadFile=None, form_key:str=None):
         t = of(name)
         if not getattr(file, 'filename', None): return FtResponse(_page(t, 'Choose a file first.'), status_code=422)
-        return _submit(req, t, file.filename, t.submit_import, file.filename, file.file.read())
+        return _submit(req, t, file.filename, t.submit_import, file.filename, file.file.read(), form_key)
 
     @app.post('/t/{name}/sample')
-    def sample(req, name:str): return _submit(req, of(name), SAMPLE.name, of(name).submit_import, SAMPLE.name, SAMPLE.read_bytes())
+    def sample(req, name:str, form_key:str=None): return _submit(req, of(name), SAMPLE.name, of(name).submit_import, SAMPLE.name, SAMPLE.read_bytes(), form_key)
 
     @app.post('/t/{name}/call')
-    def call(req, name:str): return _submit(req, of(name), 'A call to the partner', of(name).submit_call)
+    def call(req, name:str, form_key:str=None): return _submit(req, of(name), 'A call to the partner', of(name).submit_call, form_key)
 
     @app.get('/customers.csv')
     def download(): return FileResponse(SAMPLE, filename=SAMPLE.name)

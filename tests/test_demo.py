@@ -80,6 +80,20 @@ def complete(s, tenant='acme'):
     assert s.rows('select total,done from imports', tenant)==[dict(total=ROWS, done=ROWS)]
     assert not s.rows('select * from waiting', tenant)
 
+def test_a_form_that_is_sent_twice(start):
+    "Without a script: a second press of the same form imports nothing; the form of the page that comes then is another one"
+    s = start('--pause', '0')
+    n = lambda: (s.rows('select count(*) as n from imports', 'globex'),s.rows("select count(*) as n from tenant_jobs where job_type='call partner'", 'globex'))
+    def key(path): return re.search(rf'action="/t/globex/{path}".*?name="form_key" value="([^"]+)"', s.page('globex'), re.S)[1]
+    (a,),(b,) = n()
+    for path in 'sample','import','call':
+        was = key(path)
+        for k in was,was,key(path):
+            files = dict(file=('c.csv', b'\n'.join(SAMPLE.read_bytes().splitlines()[:3]), 'text/csv')) if path=='import' else {}
+            r = s.web.post(f'/t/globex/{path}', data=dict(form_key=k), files=files)
+            assert (r.status_code,r.headers['location'])==(303,'/t/globex')
+    assert n()==([dict(n=a['n']+4)],[dict(n=b['n']+2)])
+
 def test_upload_progress_rows(start):
     s = start()
     assert str(s.data) in s.said[1], 'the folder is named on the terminal'

@@ -20,7 +20,8 @@ from ..store.controls import asked, read_controls
 from ..store.notes import SqliteStore
 from ..tasks import Known, Task
 from ..telemetry import emit, listening, log
-from operator import attrgetter
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Callable
 
 # %% ../../nbs/running/14_lane.ipynb #23485e00
@@ -229,14 +230,15 @@ def soon(self:Lane):
         finally: self.turning.release()
 
 # %% ../../nbs/running/14_lane.ipynb #36d86e9b
-_said,_ack,_took = attrgetter('result', 'began', 'ended'),attrgetter('ack'),attrgetter('took')
+_done,_ack,_took = attrgetter('result', 'began', 'ended', 'claim.row', 'claim.id', 'claim.fence'),attrgetter('ack'),attrgetter('took')
+_payload,_result = attrgetter('claim.payload'),attrgetter('result')
 
 @patch
 def _write(self:Lane, acks):
     "Write how attempts ended, and what they used; those whose claim no longer held"
     if not acks: return ()
     plain,rest = ([a for a in acks if a.ack is None],[a for a in acks if a.ack is not None and a.over is None]) if any(map(_ack, acks)) else (acks,[])
-    refused = [plain[i] for i in self.store.complete([_said(a)+a.claim[:3] for a in plain])]
+    refused = [plain[i] for i in self.store.complete(list(map(_done, plain)))]
     if rest:
         lost = {id(o) for o in self.store.ack([a.ack for a in rest])}
         if stepped := [a.claim.id for a in rest if a.job is not None and a.job.stepped and a.ack.status=='completed' and id(a.ack) not in lost]:
@@ -244,7 +246,7 @@ def _write(self:Lane, acks):
         refused += [a for a in rest if id(a.ack) in lost]
     used = acks if len(plain)+len(rest)-len(refused)==len(acks) else [a for a in plain+rest if a not in refused]
     self.ended += len(used)
-    if used: self.store.meter(used[-1].ended[:10], len(used), sum(map(_took, used)), sum([len(a.claim.payload or '')+len(a.result or '') for a in used]))
+    if used: self.store.meter(used[-1].ended[:10], len(used), sum(map(_took, used)), sum(map(len, filter(None, chain(map(_payload, used), map(_result, used))))))
     return refused
 
 # %% ../../nbs/running/14_lane.ipynb #7dc92720
@@ -360,28 +362,34 @@ def _sick(self:Lane, e):
     emit('store.failed', store=self.name, tenant=self.tenant, error=str(e), pause_s=pause)
 
 # %% ../../nbs/running/14_lane.ipynb #ed1f65cc
+_task,_id = attrgetter('task'),attrgetter('claim.id')
+
 @patch
 def _begin(self:Lane, claims):
-    t,out,seen = time.monotonic(),[],{}
+    t,tasks = time.monotonic(),{} if self.known.held else {n:self.known.resolve(n, '') for n in set(map(_task, claims))}
+    if tasks and all(tasks.values()): out = [Attempt(c, tasks[c.task], self, t) for c in claims]
+    else: out = self._begin_some(claims, t)
+    self.kinds.update({k:o.is_async for k,o in tasks.items() if o})
+    self.hand.update(zip(map(_id, out), out))
+    return out
+
+@patch
+def _begin_some(self:Lane, claims, t):
+    "Some have no task that this process knows, or one of their own"
+    out = []
     for c in claims:
-        task = seen.get(c.task)
-        if task is None:
-            task = self.known.resolve(c.task, c.id)
-            if task is None: self.aside.append(c); continue
-            self.kinds[c.task] = task.is_async
-            if not self.known.held: seen[c.task] = task
-        self.hand[c.id] = a = Attempt(c, task, self, t)
-        out.append(a)
+        if task := self.known.resolve(c.task, c.id): out.append(Attempt(c, task, self, t)); self.kinds[c.task] = task.is_async
+        else: self.aside.append(c)
     return out
 
 @patch
 def _ended(self:Lane, acks, refused):
     "Tell whoever waits, now that the ends are durable"
-    plain = not (refused or self.waiting or self.watched or self.known.held or listening())
+    if not (refused or self.waiting or self.watched or self.known.held or listening()) and all(map(is_, map(self.hand.get, map(_id, acks)), acks)):
+        for i in map(_id, acks): del self.hand[i]
+        return
     for a in acks:
-        c = a.claim
-        if plain and self.hand.get(c.id) is a: del self.hand[c.id]; continue
-        self._let_go(c)
+        self._let_go(a.claim)
         if refused and a in refused:
             log.warning('job %s: the end of attempt %d came too late and was refused', a.claim.id, a.claim.fence)
             continue
@@ -444,8 +452,9 @@ def end(self:Lane,
     keep:bool=False, # Whether the caller lets another attempt take over the mark, or removes it
 )->str: # When it ended, as `to_iso` gives it; None if it was interrupted
     "Hand the outcome to the next turn"
-    if self.here and not keep: self.here.unmark(a.slot)
-    if a.job is not None: a.job.ending = True           # what it said last is written with its end
+    if not keep and self.here: self.here.unmark(a.slot)
+    job = a.job
+    if job is not None: job.ending = True           # what it said last is written with its end
     if a.over is not None: return self._end_over(a, out)
     if (how := out.how)=='interrupted': return self.back.append(a.claim)
     name,now,a.took = a.task.name,self.clock(),took_s
@@ -454,7 +463,7 @@ def end(self:Lane,
     self.lately.add(name)
     a.ended = at = to_iso(now)
     a.result = out.result
-    if how!='returned' or out.error or a.job is not None and a.job.stepped: a.ack = settle(a.claim, hidden(out, self.hide) if self.hide else out, a.began, now, a.task, a.stop)
+    if how!='returned' or out.error or job is not None and job.stepped: a.ack = settle(a.claim, hidden(out, self.hide) if self.hide else out, a.began, now, a.task, a.stop)
     self.acks.append(a)
     return at
 

@@ -8,6 +8,7 @@ __all__ = ['Limits']
 # %% ../../nbs/running/13_limits.ipynb #e9c7fa63
 import time
 from collections import Counter
+from operator import attrgetter
 from fastcore.basics import patch
 from .presence import Presence
 from .slots import slots
@@ -124,6 +125,8 @@ def _part(claims, room):
     return out,held
 
 # %% ../../nbs/running/13_limits.ipynb #3ec23e34
+_limit_key = attrgetter('limit_key')
+
 @patch
 def admit(self:Limits,
     c, # The connection, inside `writing()`
@@ -131,7 +134,7 @@ def admit(self:Limits,
     name:str=None, # The database, if it is to stand in line for slots; None if not
 )->list: # Those that may run
     "Hold the claims for which there is no room"
-    if not claims or not self.ctl and not any([o.limit_key for o in claims]): return claims
+    if not claims or not self.ctl and not any(map(_limit_key, claims)): return claims
     room,mine,rates,alls = _of_keys(self, c, claims)
     of_types,typed = _of_types(self, c, claims)
     room |= of_types; mine |= typed
