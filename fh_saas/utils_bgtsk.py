@@ -442,8 +442,8 @@ async def asubmit(self, /,
 class JobTask(BackgroundTask):
     "Starlette's way to a job: start it now, and wait a while for it"
     is_async = False
-    func = property(lambda self: self.manager._execute_with_retry if self.created else _nothing)
-    args,kwargs = property(lambda self: (self.job_id,)),property(lambda self: {})
+    func = property(lambda self: self.manager._execute_with_retry if self.created else _nothing, doc='What runs one attempt by hand')
+    args,kwargs = property(lambda self: (self.job_id,), doc='The job'),property(lambda self: {}, doc='None')
     def __init__(self,
         manager:BackgroundTaskManager, # Whose job it is
         job_id:str, # The job
