@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from fastcore.basics import patch, patch_to
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
@@ -441,9 +442,7 @@ async def asubmit(self, /,
 # %% ../nbs/20_utils_bgtsk.ipynb #de76ff5a
 class JobTask(BackgroundTask):
     "Starlette's way to a job: start it now, and wait a while for it"
-    is_async = False
-    func = property(lambda self: self.manager._execute_with_retry if self.created else _nothing, doc='What runs one attempt by hand')
-    args,kwargs = property(lambda self: (self.job_id,), doc='The job'),property(lambda self: {}, doc='None')
+    is_async,kwargs = False,MappingProxyType({})
     def __init__(self,
         manager:BackgroundTaskManager, # Whose job it is
         job_id:str, # The job
@@ -451,6 +450,16 @@ class JobTask(BackgroundTask):
         soon:bool=True, # False if it is for later
     ):
         self.manager,self.job_id,self.created,self.soon = manager,job_id,created,soon
+
+    @property
+    def func(self):
+        "What runs one attempt by hand"
+        return self.manager._execute_with_retry if self.created else _nothing
+
+    @property
+    def args(self):
+        "Its arguments"
+        return self.job_id,
 
     async def __call__(self):
         "End the job's grace and await the end of its attempt, for `wait_s` seconds at most. Never raises what the task raised"
