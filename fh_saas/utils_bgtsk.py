@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from datetime import datetime, timedelta, timezone
 from fastcore.basics import patch, patch_to
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Callable, Optional
 import apsw
 from starlette.background import BackgroundTask
@@ -442,24 +441,14 @@ async def asubmit(self, /,
 # %% ../nbs/20_utils_bgtsk.ipynb #de76ff5a
 class JobTask(BackgroundTask):
     "Starlette's way to a job: start it now, and wait a while for it"
-    is_async,kwargs = False,MappingProxyType({})
     def __init__(self,
         manager:BackgroundTaskManager, # Whose job it is
         job_id:str, # The job
         created:bool=True, # False if another job had its unique key: this is that one, and nothing is to be done for it
         soon:bool=True, # False if it is for later
     ):
+        self.func,self.args,self.kwargs,self.is_async = manager._execute_with_retry if created else _nothing,(job_id,),{},False
         self.manager,self.job_id,self.created,self.soon = manager,job_id,created,soon
-
-    @property
-    def func(self):
-        "What runs one attempt by hand"
-        return self.manager._execute_with_retry if self.created else _nothing
-
-    @property
-    def args(self):
-        "Its arguments"
-        return self.job_id,
 
     async def __call__(self):
         "End the job's grace and await the end of its attempt, for `wait_s` seconds at most. Never raises what the task raised"
