@@ -338,16 +338,16 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     "See to it that somebody runs what was committed; `ring` unless another thread does that for the same commit"
     if lane.store.freed: lane._freed(0)       # a parent was over already
     if listening(): events.submitted(lane, jobs)
-    due = DUE in map(_ready, jobs)
+    due,here = DUE in map(_ready, jobs),lane.here
     if self.worker or lane.server:
         w = self._serve(lane) if self.worker else lane.server
         if due: lane.news = True; w.kick(lane)
         elif lane.due_at is not None:
             at = [from_iso(o.run_at) for o in jobs if o.ready==LATER]
             lane.due_at = min(lane.due_at, *at) if at else min(lane.due_at, self.clock()+self.handoff)
-    if due and ring and lane.here: lane.here.ring(lane.name, due=len(jobs)==1)
-    elif not due and lane.here and lane.here.far:
-        if at := [from_iso(o.run_at) for o in jobs if o.ready in (LATER, HANDED)]: lane.here.far(lane.name, min(at))
+    if due and ring and here: here.ring(lane.name, due=len(jobs)==1)
+    elif not due and here and here.far:
+        if at := [from_iso(o.run_at) for o in jobs if o.ready in (LATER, HANDED)]: here.far(lane.name, min(at))
 
 # %% ../nbs/20_utils_bgtsk.ipynb #4c295e1c
 @patch
