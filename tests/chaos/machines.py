@@ -10,6 +10,7 @@ root = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(root), str(root/'tests'), str(root/'tests/apps')]
 import psycopg
 import pg, work_pg as work
+from fh_saas.store.base import StoreError
 from fh_saas.tenants import Tenants
 from util import env, until
 
@@ -84,11 +85,18 @@ class Run:
                 c.execute(f'create table "t_{o}".effects(job text)')
                 c.execute(f'create trigger gone after delete on "t_{o}".tenant_workers for each row execute function public.gone()')
         self.out['tenants made, per s'] = round(len(self.names)/(time.monotonic()-t))
+    def opened(self, o):
+        "A tenant's manager. A submit waits for a server that is away, opening a database does not: then nothing was submitted, and it is tried again"
+        for _ in range(300):
+            with suppress(StoreError): self.ts[o].jobs.list_jobs(limit=1); return self.ts[o].jobs
+            self.note('tenant not opened, tried again', o)
+            time.sleep(.2)
+        raise StoreError(f'{o} could not be opened for a minute')
     def submit(self, waves=5, pause_s=3.):
         "The jobs of all tenants, in waves"
         per = self.jobs//len(self.names)//waves
         for w in range(waves):
-            for o in self.names: self.ts[o].jobs.submit_many('effect', work.effect, [{}]*per, max_retries=20)
+            for o in self.names: self.opened(o).submit_many('effect', work.effect, [{}]*per, max_retries=20)
             self.note('submitted', (w+1)*per*len(self.names))
             time.sleep(pause_s)
         self.jobs = per*waves*len(self.names)
