@@ -132,6 +132,7 @@ def _has_come(lane, at):
 def _parked(lane, row):
     return (_nobody(lane) or f'no worker that has seen it knows its task {row["task"]!r}: register it with @task, give it in tasks=, or start the version of the code that has it')
 
+# %% ../../nbs/running/22_explain.ipynb #5b63881b
 def explain(
     lane:Lane, # Its database
     row:dict, # Column values by name

@@ -236,6 +236,7 @@ def wake_at(self:LanePool,
     with self._lock:
         if at<e.due_at: e.due_at = at; heapq.heappush(self._due, (at, next(self._n), e))
 
+# %% ../../nbs/running/30_lane_pool.ipynb #64d8f517
 @patch
 def _opens(self:LanePool):
     while True:
