@@ -244,7 +244,7 @@ def submit(self, /,
 @patch
 def _submit(self:BackgroundTaskManager, opts, job_type, func, max_retries, kwargs):
     job = self._new_job(job_type, func, max_retries, kwargs, opts=opts)
-    id, = self._save([job])
+    id, = self._save([job]) if submitting else self._save_now([job])
     return id,JobTask(self, id, id==job.id, job.ready in (DUE,HANDED))
 
 # %% ../nbs/20_utils_bgtsk.ipynb #1eff9a83
@@ -292,7 +292,8 @@ def _save(self:BackgroundTaskManager, jobs):
 @patch
 def _save_now(self:BackgroundTaskManager, jobs):
     try:
-        while not (lane := self._lane).pin(): _clock.sleep(.0002)      # it is just being closed
+        lane = self._open if self._generation==generation[0] else self._lane
+        while not lane.pin(): _clock.sleep(.0002); lane = self._lane      # it is just being closed
         try:
             tx = _tx.get()
             ids = tx.insert(jobs) if tx and tx.lane is lane and tx.open else self._commit(lane, jobs)
@@ -306,7 +307,8 @@ def _save_now(self:BackgroundTaskManager, jobs):
 _key = attrgetter('unique_key')
 
 def _insert(lane, jobs, wait_s):
-    return insert_unique(lane.store, jobs, lane.now(), wait_s) if any(map(_key, jobs)) else (lane.store.insert(jobs, wait_s),None)
+    if any(map(_key, jobs)): return insert_unique(lane.store, jobs, lane.now(), wait_s)
+    return lane.store.insert(jobs, wait_s),None
 
 @patch
 def _commit(self:BackgroundTaskManager, lane, jobs):

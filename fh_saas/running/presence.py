@@ -25,7 +25,7 @@ class Presence:
     ):
         self.dir,self.owner = Path(folder)/'.fh_saas',secrets.token_hex(6)
         self.bells = self.dir/'bells'
-        self._bells,self._heard_of = str(self.bells),(None,())
+        self._bells,self._heard_of,self._fresh = str(self.bells),(None,()),0.
         self.bells.mkdir(parents=True, exist_ok=True)
         self._free,self._room,self._sock,self._lock,self._warned = deque(),0,None,threading.Lock(),False
         self.uses,self._noted,self._list,self._lines,self._dead,self._serves,self._peers = 0,set(),None,0,set(),False,(None,())
@@ -65,6 +65,8 @@ def _try_lock(self:Presence, fd, exclusive=False):
     return True
 
 # %% ../../nbs/running/01_presence.ipynb #49f4323d
+_FRESH_S = .001
+
 def _addr(dir_fd, folder, name):
     "A socket address for `name` in `folder`, short enough for the kernel"
     s = f'{folder}/{name}'
@@ -78,6 +80,7 @@ def _open_bell(self:Presence):
         self._sock = s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         s.setblocking(False)
         s.bind(_addr(self._dirfd, self.bells, self.owner))
+        time.sleep(2*_FRESH_S)              # from now on whoever rings knows this bell
     except (AttributeError, OSError) as e:
         log.info('no doorbell in %s (%s): other processes find new work by looking once a second', self.dir, e)
         if self._sock: self._sock.close()
@@ -102,13 +105,16 @@ def ring(self:Presence,
 
 @patch
 def _others(self:Presence):
-    "Names and addresses of the other bells; the folder is read again once it has changed"
+    "Names and addresses of the other bells; the folder is read again once it has changed, which is asked once in `_FRESH_S`"
+    if (now := time.monotonic())<self._fresh: return self._heard_of[1]
     try: at = os.stat(self._bells).st_mtime_ns
     except OSError: return ()                             # somebody cleared the folder; workers look by themselves
     seen,there = self._heard_of
     if seen!=at:
         there = [(o, _addr(self._dirfd, self._bells, o)) for o in os.listdir(self._bells) if o!=self.owner]
-        if time.time_ns()-at>50_000_000: self._heard_of = at,there     # a younger stamp may be that of two changes
+        if not at%10**6 or time.time_ns()-at<50_000_000: return there      # a young stamp, or one in seconds, may be that of two changes
+        self._heard_of = at,there
+    self._fresh = now+_FRESH_S
     return there
 
 @patch
