@@ -7,14 +7,14 @@ __all__ = ['COLUMNS', 'ADDED', 'VERSION', 'SCHEMA', 'PARTED_S', 'CHECKPOINT', 'C
            'store_error', 'SqliteFile', 'fold']
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #420b9622
-import apsw, ctypes, os, random, re, sys, threading, time
+import apsw, ctypes, msgspec, os, random, re, sys, threading, time
 from contextlib import contextmanager
 from fastcore.basics import patch
 from functools import cache
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from .base import Conn, StoreBusy, StoreError, StoreMoved
-from typing import Callable
+from typing import Any, Callable
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #cb5955db
 COLUMNS = dict(id='TEXT PRIMARY KEY', job_type='TEXT', status='TEXT', payload='TEXT', result='TEXT', error_log='TEXT',
@@ -462,11 +462,14 @@ def abandon(self:SqliteFile):
     _graveyard.append((self._writer, self._reader))
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #c286ad17
-class _Op:
+class _Op(msgspec.Struct, eq=False):
     "Rows that wait for a commit; `woken` is released when they are done, or when it is for their thread to commit"
-    __slots__ = ('sql','rows','woken','done','error','leads')
-    def __init__(self, sql, rows):
-        self.sql,self.rows,self.woken,self.done,self.error,self.leads = sql,rows,None,False,None,False
+    sql: str
+    rows: list
+    woken: Any = None
+    done: bool = False
+    error: Any = None
+    leads: bool = False
 
 @patch
 def insert_rows(self:SqliteFile,
@@ -557,7 +560,7 @@ def _call_next(self:SqliteFile):
     return True
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #860ebc20
-_sql = attrgetter('sql')
+_sql,_rows = attrgetter('sql'),attrgetter('rows')
 
 @cache
 def _for_rows(sql, n):
@@ -567,7 +570,7 @@ def _for_rows(sql, n):
 def _insert(conn, sql, rows):
     i = 0
     for n in (16,8,4,2,1):
-        while len(rows)-i>=n: conn.execute(_for_rows(sql, n), [v for o in rows[i:i+n] for v in o]); i += n
+        while len(rows)-i>=n: conn.execute(_for_rows(sql, n), tuple(chain.from_iterable(rows[i:i+n]))); i += n
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #4d1baa26
 @patch
@@ -590,7 +593,7 @@ def _lead(self:SqliteFile, op, end):
         if self.moved(): raise self._gone()
         with self.writing(max(0., end-time.monotonic())) as c:
             with self._qlock: ops,self._queue = ops+self._queue,[]
-            for sql,os in groupby(ops, _sql): _insert(c, sql, [r for o in os for r in o.rows])
+            for sql,os in groupby(ops, _sql): _insert(c, sql, list(chain.from_iterable(map(_rows, os))))
     except BaseException as e:
         if len(ops)>1: self._each(ops, end)
         else: op.error = e
