@@ -14,16 +14,17 @@ from .retry import Snooze
 from typing import Callable
 
 # %% ../nbs/03_payload.ipynb #25834c28
-_str,_atoms = frozenset((str,)),frozenset((str, int, bool, type(None)))
+_atoms = frozenset((str, int, bool, type(None)))
+_texts,_simple = frozenset((str,)).issuperset,_atoms.issuperset
 
 def is_plain(
     v:object, # Any value
 )->bool: # False also where JSON would carry it as something else
     "Whether JSON carries `v` exactly. Raises `RecursionError` if `v` contains itself"
     t = type(v)
+    if t is dict: return _texts(map(type, v)) and (_simple(map(type, v := v.values())) or all(map(is_plain, v)))
+    if t is list: return _simple(map(type, v)) or all(map(is_plain, v))
     if t in _atoms: return True
-    if t is dict: return _str.issuperset(map(type, v)) and (_atoms.issuperset(map(type, v := v.values())) or all(map(is_plain, v)))
-    if t is list: return _atoms.issuperset(map(type, v)) or all(map(is_plain, v))
     return t is float and math.isfinite(v)
 
 # %% ../nbs/03_payload.ipynb #13906933

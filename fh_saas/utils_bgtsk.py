@@ -281,6 +281,7 @@ def _job_type(s):
     return str.__str__(s)     # an enum's own `str` gives its name
 
 # %% ../nbs/20_utils_bgtsk.ipynb #3fe3240b
+_id = attrgetter('id')
 _tx = joined   # a `transaction()` block, or a step of a job, around the call
 
 @patch
@@ -299,7 +300,7 @@ def _save_now(self:BackgroundTaskManager, jobs):
             ids = tx.insert(jobs) if tx and tx.lane is lane and tx.open else self._commit(lane, jobs)
         finally: lane.unpin()
     except BaseException: self._drop_held(jobs); raise
-    if ids is None: return [o.id for o in jobs]
+    if ids is None: return list(map(_id, jobs))
     self._drop_held([o for o,i in zip(jobs, ids) if o.id!=i])
     return ids
 

@@ -85,6 +85,7 @@ class Lane:
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
         self.keeps,self.prune_at,self.pruned_to = dict,0.,{}   # gives the rules for all tenants; when to prune; see Retention
         self.pins,self.leaving,self.resting,self.used_at = deque(),False,False,time.monotonic()    # see Closing what is idle
+        self.unpin = self.pins.pop        # what `pin` held is over
     def __repr__(self): return f'Lane({self.name!r})'
 
 # %% ../../nbs/running/14_lane.ipynb #e1a5b629
@@ -634,11 +635,6 @@ def pin(self:Lane)->bool: # False if it is closed, or about to be: ask for the f
     if not (self.closed or self.leaving): return True
     self.pins.pop()
     return False
-
-@patch
-def unpin(self:Lane):
-    "What `pin` held is over"
-    self.pins.pop()
 
 @patch
 def close_idle(self:Lane)->bool: # Whether it was closed
