@@ -228,6 +228,7 @@ def _begin(self:Worker, lane):
     """`_visit` for a thread that has others to open: two turns, and short tasks in between; a runner does the rest. What the sweeper
     would see to comes first, because a lane that has nothing to do may be closed before the sweeper comes round"""
     try:
+        if not lane.store.remote: lane.store.changed()        # what others write from here on the sweeper sees; what they wrote before is seen now
         if look_in(lane): lane.news = True
     except Exception as e: lane._sick(e); self.owed.add(lane)
     if lane.limits.is_in_line(lane.name): lane.news = True      # it may have been opened because it is its turn to have a slot
@@ -296,7 +297,7 @@ def _spell(self:Worker, lane):
     t = rest = time.monotonic()
     end,me,near = t+max(SPELL_S if len(self.lanes)<2 else SPELL_S/5, lane.took),threading.get_ident(),not lane.store.remote
     self.spells[me] = spell = [lane, t, None]
-    self._watch()
+    if len(lane.small)>1: self._watch()        # behind a lone one nothing can be stuck
     try:
         while lane.small and not lane.closing:
             try: a = lane.small.popleft()
@@ -697,7 +698,9 @@ def drop(self:Worker,
     "Close a lane unless it is needed"
     if lane.queued or not lane.close_idle(): return False
     self.means.update(lane.means)
-    with self._lock: self.lanes = [o for o in self.lanes if o is not lane]
+    with self._lock:
+        self.lanes = lanes = self.lanes.copy()         # whoever goes through the old one goes on
+        if lane in lanes: lanes.remove(lane)
     lane.server = None
     return True
 
