@@ -9,6 +9,8 @@ from util import PgTenant, SqlTenant, Tenant, stop_worker
 from turn import turn
 from pg import bouncer, pg, pg_private, pg_server # noqa: F401, the fixtures of tests on PostgreSQL
 
+def pytest_addoption(pluginmanager): pluginmanager.import_plugin('stuck')
+
 def pytest_configure(config):
     config.addinivalue_line('markers', 'alone: measures, or needs the machine for itself: no other test of this machine runs meanwhile')
     config.addinivalue_line('markers', 'on_sqlite(why): only on SQLite')
