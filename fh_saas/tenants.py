@@ -284,7 +284,7 @@ def _start(self:Tenants):
         if self._engine: self._here.far = self._ring_far
         self._pool = LanePool(self._opener, self._here, self.most_open, self.idle_s, self._options['clock'],
                               trouble=self._trouble, unknown=lambda names: self._refresh())
-        if self._server: self._pool.full_s = SERVER_S
+        if self._server: self._pool.full_s,self._pool.each_s = SERVER_S,0.     # no file tells that it has changed
         self._managers,self._dbs,self._who,self._trying,self._seq,self._marked = {},{},{},{},-1,0.
         self._generation = generation[0]
         self._refresh()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ADDED', 'VERSION', 'SCHEMA', 'PARTED_S', 'CHECKPOINT', 'CHECKPOINT_MUST', 'is_behind', 'connect',
-           'store_error', 'SqliteFile', 'fold']
+           'store_error', 'SqliteFile', 'still', 'fold']
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #420b9622
 import apsw, ctypes, msgspec, os, random, re, sys, threading, time
@@ -293,15 +293,22 @@ def relax(self:SqliteFile):
     self._inserted = False
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #54490094
+def still(
+    folder:str, # Path
+)->tuple: # (time of change, inode, device); None where it cannot be relied on. Raises nothing
+    "Stays the same as long as no file of the folder was made, replaced or removed"
+    try: st = os.stat(folder)
+    except OSError: return None
+    at = st.st_mtime_ns
+    return (at, st.st_ino, st.st_dev) if at%10**6 and time.time_ns()-at>5*10**7 else None
+
 @patch
 def moved(self:SqliteFile)->bool:
     "Whether another file, or none, has taken the path or that of the log: what is written through these connections is then lost"
     if self.memory: return False
-    try: st = os.stat(self._folder)
-    except OSError: return True
-    if (was := (at := st.st_mtime_ns, st.st_ino, st.st_dev))==self._unmoved: return False
+    if (now := still(self._folder)) and now==self._unmoved: return False
     if self.inode!=_inode(self.path) or self.log!=_inode(self._log) and self.log is not None: return True
-    if at%10**6 and time.time_ns()-at>5*10**7 and self._folder==os.path.dirname(os.path.realpath(self.path)): self._unmoved = was
+    if now and self._folder==os.path.dirname(os.path.realpath(self.path)): self._unmoved = now
     return False
 
 @patch
