@@ -51,7 +51,9 @@ def _content(path, identity, epoch=1):
     def fill(c):
         c.deserialize('main', _template[0])
         stamp(None, identity, epoch, path, c)
-    return _serialized(fill)
+    return _with_log(_serialized(fill))
+
+def _with_log(data, yes=2): return data[:18]+bytes([yes, yes])+data[20:]      # the two version numbers of SQLite's file format; 1 for a file without a log
 
 def _serialized(fill):
     c = connect(':memory:')
@@ -69,7 +71,7 @@ def untouched(
     with open(path, 'rb') as f: data = f.read()
     c = apsw.Connection(':memory:')
     try:
-        c.deserialize('main', data)
+        c.deserialize('main', _with_log(data, 1))         # what lies in memory can have none
         me = c.execute("select value from tenant_meta where key='identity'").fetchall()
     except apsw.Error: return False
     finally: c.close()
