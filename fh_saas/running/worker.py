@@ -266,11 +266,11 @@ def _turn(self:Worker, lane, runner, claim):
     limit,only = self._room(lane) if claim else (0,None)
     self._turners.append(t := time.monotonic())
     ends = bool(lane.acks)
-    if not ends: self._firsts.append(t)
+    if first := not (ends or lane.store.remote): self._firsts.append(t)      # one on a server waits for its answers, not for us
     try: got = lane.turn(limit, only, .05)      # a lane whose file is locked waits by itself, not in a runner
     finally:
         self._turners.remove(t)
-        if not ends: self._firsts.remove(t)
+        if first: self._firsts.remove(t)
     if lane.store.remote: lane.took = time.monotonic()-t
     if ends and self.starved: self._feed()
     self.line.charge(lane, got)
