@@ -300,6 +300,7 @@ def _stand_back(self:Worker, rung):
         time.sleep(HAND_S)
         if not self._firsts and (i or not rung): return
 
+# %% ../../nbs/running/21_worker.ipynb #0d4e79cb
 @patch
 def _spell(self:Worker, lane):
     "Run short tasks in this thread until it is time for a turn"
