@@ -136,7 +136,8 @@ def test_pages_say_the_same_without_script(site, browser, path):
         with Watched(browser, java_script_enabled=js) as w:
             w.page.goto(base+path)
             text = w.page.inner_text('main')
-            got.append((re.sub(r'\d[\d.,:-]*( ?(ms|s|min|h|d))?', '#', text), w.page.locator('button, a').count()))
+            text = re.sub(r'\d[\d.,:-]*( ?(ms|s|min|h|d))?', '#', text)
+            got.append((re.sub(r'\bin #|# ago|\bnow\b', 'then', text), w.page.locator('button, a').count()))     # a lease may end between the two
             assert len(text)>20
     assert got[0]==got[1]
 

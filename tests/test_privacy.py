@@ -205,7 +205,9 @@ def test_a_key_for_each_tenant(t):
         assert in_files(t, 'plain@') and not in_files(t, 'acme@') and not in_files(t, 'globex@')
         assert set(ts.reseal())=={'broken'}
         got = ts.forget(containing='@example.com')
-        assert {k:v for k,v in got.items() if k!='broken'}==dict.fromkeys(ids, (1, [], True)) and 'vault' in got['broken']
+        assert 'vault' in got.pop('broken') and {k:v[:2] for k,v in got.items()}==dict.fromkeys(ids, (1, [])) and (on_server(t) or all(o.clean for o in got.values()))
+        def again(): return [o for k,o in ts.forget(containing='@example.com').items() if k!='broken']
+        assert until(lambda: all(o[:2]==(0, []) and o.clean for o in again()))     # a server may have been at a table by itself
         assert not in_files(t, 'plain@')
         with pytest.raises(KeyError): ts.forget(containing='@example.com', tenant='nobody')
     finally: ts.close()
