@@ -175,7 +175,7 @@ def test_an_upload_is_followed_to_its_end(tmp_path, browser):
             page.click('text=Dashboard')
             page.click('nav >> text=Jobs')
             page.wait_for_selector('td:has-text("import")')
-            assert w.hosts=={'127.0.0.1'} and not [o for o in w.errors if not re.search('ERR_CONNECTION|ERR_SOCKET_NOT_CONNECTED|Failed to fetch', o)], w.errors
+            assert w.hosts=={'127.0.0.1'} and not [o for o in w.errors if not re.search('ERR_CONNECTION|ERR_SOCKET_NOT_CONNECTED|ERR_CONTENT_LENGTH|ERR_INCOMPLETE|Failed to fetch', o)], w.errors
     finally: s.stop(signal.SIGTERM)
 
 @pytest.mark.parametrize('size', SIZES)
