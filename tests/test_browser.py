@@ -1,9 +1,10 @@
 "The dashboard and the demo in a real browser, Debian's Chromium: live without a reload, retry by a click, no other host, nothing that axe-core finds"
-import os, re, shutil, signal, socket, sys, threading
+import os, re, shutil, signal, socket, sys, threading, time
 from pathlib import Path
 
 import pytest, uvicorn
 from fh_saas.dashboard import dashboard
+from fh_saas.ids import to_iso
 from fh_saas.tenants import Tenants
 
 CHROMIUM = os.environ.get('CHROMIUM') or shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
@@ -34,6 +35,7 @@ def site(tmp_path_factory):
             id,t = m.submit(EVIL if f is boom else 'mail', f, 1, **kw)
             t.func(*t.args)
     ts.cron('0 9 * * *', work, name='daily')
+    ts['acme'].db.conn.execute('update tenant_workers set lease_until=?', (to_iso(time.time()+3600),))     # nobody renews it here: it would end between two looks
     bad = m.list_jobs(status='failed')[0].id
     s = socket.create_server(('127.0.0.1', 0))
     srv = uvicorn.Server(uvicorn.Config(dashboard(ts), log_level='warning'))
@@ -136,8 +138,7 @@ def test_pages_say_the_same_without_script(site, browser, path):
         with Watched(browser, java_script_enabled=js) as w:
             w.page.goto(base+path)
             text = w.page.inner_text('main')
-            text = re.sub(r'\d[\d.,:-]*( ?(ms|s|min|h|d))?', '#', text)
-            got.append((re.sub(r'\bin #|# ago|\bnow\b', 'then', text), w.page.locator('button, a').count()))     # a lease may end between the two
+            got.append((re.sub(r'\d[\d.,:-]*( ?(ms|s|min|h|d))?', '#', text), w.page.locator('button, a').count()))
             assert len(text)>20
     assert got[0]==got[1]
 
@@ -165,8 +166,10 @@ def test_an_upload_is_followed_to_its_end(tmp_path, browser):
             assert 'of 4,000 rows' in page.inner_text('.fh-job') and page.is_enabled('text=Upload and import')
             page.reload()
             passes(page, 15)
+            n = len(w.errors)
             s.kill()
             page.wait_for_selector('.fh-job-away')
+            w.errors[n:] = [o for o in w.errors[n:] if 'ERR_CONTENT_LENGTH_MISMATCH' not in o]      # what the kill cut
             at = percent(page)
             s = Server(tmp_path/'data', '--pause', '0', '--port', s.url.split(':')[-1])
             page.wait_for_selector('.fh-job-now.completed')
@@ -175,7 +178,7 @@ def test_an_upload_is_followed_to_its_end(tmp_path, browser):
             page.click('text=Dashboard')
             page.click('nav >> text=Jobs')
             page.wait_for_selector('td:has-text("import")')
-            assert w.hosts=={'127.0.0.1'} and not [o for o in w.errors if not re.search('ERR_CONNECTION|ERR_SOCKET_NOT_CONNECTED|ERR_CONTENT_LENGTH|ERR_INCOMPLETE|Failed to fetch', o)], w.errors
+            assert w.hosts=={'127.0.0.1'} and not [o for o in w.errors if not re.search('ERR_CONNECTION|ERR_SOCKET_NOT_CONNECTED|Failed to fetch', o)], w.errors
     finally: s.stop(signal.SIGTERM)
 
 @pytest.mark.parametrize('size', SIZES)

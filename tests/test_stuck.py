@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 def suite(tmp_path, code, *args):
-    "Run tests in a pytest of their own, which ends what is stuck after four seconds, and loads no more than it needs, since loading takes time too"
+    "Run tests in a pytest of their own, which ends what is stuck after ten seconds, and loads no more than it needs, since loading takes time too"
     (tmp_path/'test_it.py').write_text('import ctypes, pytest, threading\nfor_good = threading.Event().wait\n'+code)
-    return subprocess.run([sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-c', os.devnull, '--rootdir', tmp_path, '-p', 'xdist', '-p', 'pytest_timeout', '-p', 'stuck', '-o', 'stuck_s=4', '-o', 'timeout=1', *args, 'test_it.py'],
+    return subprocess.run([sys.executable, '-m', 'pytest', '-p', 'no:cacheprovider', '-c', os.devnull, '--rootdir', tmp_path, '-p', 'xdist', '-p', 'pytest_timeout', '-p', 'stuck', '-o', 'stuck_s=10', '-o', 'timeout=1', *args, 'test_it.py'],
         capture_output=True, text=True, timeout=120, cwd=tmp_path, env={**os.environ, 'PYTHONPATH':str(Path(__file__).parent), 'PYTEST_DISABLE_PLUGIN_AUTOLOAD':'1'})
 
 hangs = dict(
