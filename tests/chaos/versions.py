@@ -33,9 +33,14 @@ def mgr(**kw):
     m.task(load.gprocess, name='gprocess', process=True); m.task(load.limited, name='limited', limit=2); m.task(load.cpu, name='cpu', process=True)
     return m
 def out(*a): print(*a, flush=True)
+class Told(threading.Event):
+    "The older `run` waits for this without a limit, so a signal that reaches another thread first did not end it (b353622)"
+    def wait(self, timeout=None):
+        while not (is_set := super().wait(timeout or 1.)) and timeout is None: pass
+        return is_set
 m = mgr()
 '''
-RUN = "m.cron('0 0 1 1 *', load.slotted, tz='UTC', name='yearly'); threading.Thread(target=lambda: (time.sleep(.05), out('up', m._lane.owner))).start(); m.run()"
+RUN = "m.cron('0 0 1 1 *', load.slotted, tz='UTC', name='yearly'); threading.Thread(target=lambda: (time.sleep(.05), out('up', m._lane.owner))).start(); m.run(stop=Told())"
 SUBMIT = '''
 ids,opt = [],lambda **kw: m.options(backoff=.1, max_retries=1000, **kw)
 for n in range(int(sys.argv[4])):
