@@ -192,28 +192,35 @@ class Tenants:
         keys:list|str|Keys|Callable=None, # As in `BackgroundTaskManager`; or a function of a tenant's id that gives its keys, or None
         redact:bool|list|Redactor=None, # As in `BackgroundTaskManager`
     ):
-        _check_options(threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s, drain_s=drain_s,
-                       payload_limit=payload_limit, clock=clock, **_widths(queues))
-        if not isinstance(most_open, int) or most_open<1: raise ValueError(f'most_open must be an int of at least 1, not {most_open!r}')
-        if open is not None and not callable(open): raise TypeError(f'open must be a function that opens a tenant\'s database, not {open!r}')
-        worker = worker and os.environ.get('FH_SAAS_WORKER')!='0'
-        self._options = dict(worker=worker, queues=queues, threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s,
-                             drain_s=drain_s, payload_limit=payload_limit, clock=clock)
+        self._options = _checked(most_open, open, worker, queues, threads=threads, async_jobs=async_jobs, handoff=handoff, wait_s=wait_s, busy_s=busy_s,
+                                 drain_s=drain_s, payload_limit=payload_limit, clock=clock)
         self._keys,self._redact = keys if callable(keys) else as_keys(keys),as_redactor(redact)
         self._url,self._layout,self._server = _server_url(where),layout,None
         if self._url and open: raise TypeError('open is for tenants in files; on a server use layout')
         self._host,self._opens,self.most_open,self.idle_s,self.closed = self._find_server() if self._url else _host_file(where),open,most_open,idle_s,False
         self._engine = self._engine_of(engine or ('postgres' if self._url else None))
         self.tasks,self._known = Tasks(shared),Known()
-        module = sys._getframe(1).f_globals.get('__name__')
-        if tasks is None and module: self._known.open_door(module); self._known.made_by(module)
-        for name,f in (tasks.items() if isinstance(tasks, dict) else ((None,f) for f in tasks or ())): self.tasks.add(f, name)
+        self._admit(tasks, sys._getframe(1).f_globals.get('__name__'))
         self._lock,self._generation = threading.RLock(),-1
         self._undrained = {}                     # how often in a row a tenant could not be drained
         self._crons,self._own_crons,self._cron_seen = {},{},{}          # what the code declares for all tenants; for one, by id
         self._start()
-        if worker: self._serve()
+        if self._options['worker']: self._serve()
     def __repr__(self): return f'Tenants({self._host if self._url else os.path.dirname(self._host)!r})'
+
+# %% ../nbs/22_tenants.ipynb #3ce646c6
+def _checked(most_open, open, worker, queues, **kw):
+    "The options of the tenants' managers. Raises `TypeError` or `ValueError`"
+    _check_options(**kw, **_widths(queues))
+    if not isinstance(most_open, int) or most_open<1: raise ValueError(f'most_open must be an int of at least 1, not {most_open!r}')
+    if open is not None and not callable(open): raise TypeError(f'open must be a function that opens a tenant\'s database, not {open!r}')
+    return dict(kw, queues=queues, worker=worker and os.environ.get('FH_SAAS_WORKER')!='0')
+
+@patch
+def _admit(self:Tenants, tasks, module):
+    "Let jobs run these tasks; without any, the functions of the module that makes this"
+    if tasks is None and module: self._known.open_door(module); self._known.made_by(module)
+    for name,f in (tasks.items() if isinstance(tasks, dict) else ((None,f) for f in tasks or ())): self.tasks.add(f, name)
 
 # %% ../nbs/22_tenants.ipynb #9bd51161
 def _server_url(where): return where if isinstance(where, str) and where.split('://')[0] in ('postgresql', 'postgres', 'postgresql+psycopg') and '://' in where else None
