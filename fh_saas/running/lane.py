@@ -79,7 +79,7 @@ class Lane:
         self.writes_only = False                   # served only until what waits is written: this process does not run its jobs
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began
-        self.hungry = self.lined = False
+        self.hungry = self.lined = self.emptied = False        # the last: whether the last claim found less than it asked for
         self.obeyed = None                         # how often the controls had changed when they were last heeded
         self.told,self.users,self.server,self.maker = 0.,weakref.WeakSet(),None,None    # `maker` gives a manager of it where there is none
         self.timetable,self.driven,self._fired = None,False,()    # its schedules; whether a thread of the app's submits their jobs; jobs of slots
@@ -108,7 +108,7 @@ def waits(self:Lane)->bool:
 def busy(self:Lane)->bool:
     "Whether anything of this process needs the lane open"
     return bool(self.pins or self.hand or self.waits() or self.small or self.ready or self.byhand or self.waiting or self.known.held
-                or any(not o.closed for o in list(self.users)))
+                or self.users and any(not o.closed for o in list(self.users)))
 
 # %% ../../nbs/running/14_lane.ipynb #37cd7cc0
 def _take(q):
@@ -563,11 +563,19 @@ def nudge(self:Lane,
     "Have whoever watches the job look at it"
     if f := self.watched.pop(job_id, None): f(job_id)
 
+# %% ../../nbs/running/14_lane.ipynb #72dfc6a0
+@patch
+def is_quiet(self:Lane)->bool:
+    "Whether a turn has nothing to claim, as far as this process knows"
+    if not self.emptied or self.news or self.pauses or self.store.remote or self.max_running is not None: return False
+    if self.parked or self.back or self.handed or self.aside or not self.limits.is_free(): return False
+    return self.due_at is not None and self.due_at>self.clock()
+
 # %% ../../nbs/running/14_lane.ipynb #807ee4d5
 _lanes,_opening,_lanes_lock = {},{},threading.Lock()   # by real path; `:memory:` by connection
 
 def open_lane(
-    path:str, # The database file; empty for `:memory:`
+    path:str, # The database file, its real path where there is a `check`; empty for `:memory:`
     conn=None, # The app's connection, used for `:memory:` only
     known:Known=None, # Tasks that may run; None for those of the lane that is open, or a fresh registry
     clock:Callable=time.time, # The time in seconds since 1970; None for the store's own
@@ -578,7 +586,7 @@ def open_lane(
     make:Callable=None, # Makes the store of the database that `path` names; None for a SQLite file
 )->Lane: # The same lane for the same file
     "The lane of a database. Raises `StoreError` if the file cannot be used"
-    key = path if make else os.path.realpath(path) if path else id(conn)
+    key = path if make or check else os.path.realpath(path) if path else id(conn)
     if lane := _open_at(key, path): return lane
     with _lanes_lock: lock = _opening.setdefault(key, threading.Lock())
     with lock:                                       # a file that is slow to open holds up nobody who wants another

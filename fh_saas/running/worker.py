@@ -239,7 +239,7 @@ def _begin(self:Worker, lane):
     for i in range(2):
         more = True
         if not lane.turning.acquire(blocking=False): break
-        try: more = self._turn(lane, True, True)
+        try: more = self._turn(lane, True, not i or not lane.is_quiet())
         finally: lane.turning.release()
         if i or more or not lane.small: break
         self._spell(lane)
@@ -262,7 +262,8 @@ def _turn(self:Worker, lane, runner, claim):
         lane.dirty = lane.hungry = False
         return False
     lane.dirty = False
-    self.line.join(lane)
+    quiet,due = not claim and lane.is_quiet(),lane.due_at
+    if not quiet: self.line.join(lane)
     limit,only = self._room(lane) if claim else (0,None)
     self._turners.append(t := time.monotonic())
     ends = bool(lane.acks)
@@ -274,13 +275,14 @@ def _turn(self:Worker, lane, runner, claim):
     if lane.store.remote: lane.took = time.monotonic()-t
     if ends and self.starved: self._feed()
     self.line.charge(lane, got)
-    if limit and len(got)<limit and not only: lane.hungry = False     # that was all there is
+    if claim: lane.emptied = len(got)<limit and not only           # that was all there is
+    if claim and lane.emptied: lane.hungry = False
     self._spread(lane, got, runner)
     if lane.aside: lane.dirty = True
     full = 0<limit==len(got)
     if full or claim and not limit: lane.tell()
     if self.idle and len(self.line)>1 and self._next(): self._tickets.put(None)    # it is another's time now
-    return full
+    return full or quiet and lane.clock()>=due      # what has become due meanwhile was not claimed
 
 # %% ../../nbs/running/21_worker.ipynb #24805ddc
 @patch

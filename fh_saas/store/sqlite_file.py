@@ -169,9 +169,11 @@ def busy(self:_Conn, wait_s):
 _statx = getattr(ctypes.CDLL(None), 'statx', None) if sys.platform=='linux' else None
 if _statx: _statx.argtypes = ctypes.c_int,ctypes.c_char_p,ctypes.c_int,ctypes.c_uint,ctypes.c_void_p
 
+_Answer = ctypes.c_uint32*64
+
 def _ask(path):
     "Device and inode alone, as `statx(2)` gives them; None if there is no file"
-    b = (ctypes.c_uint32*64)()
+    b = _Answer()
     return None if _statx(-100, os.fsencode(path), 0, 0x100, b) else (*b[34:36], *b[8:10])     # AT_FDCWD, STATX_INO
 
 def _stat(path):
@@ -307,9 +309,12 @@ def moved(self:SqliteFile)->bool:
     "Whether another file, or none, has taken the path or that of the log: what is written through these connections is then lost"
     if self.memory: return False
     if (now := still(self._folder)) and now==self._unmoved: return False
-    if self.inode!=_inode(self.path) or self.log!=_inode(self._log) and self.log is not None: return True
-    if now and self._folder==os.path.dirname(os.path.realpath(self.path)): self._unmoved = now
+    if self._is_gone(): return True
+    if now and not os.path.islink(self.path): self._unmoved = now      # of a link, the folder says nothing about the file
     return False
+
+@patch
+def _is_gone(self:SqliteFile): return self.inode!=_inode(self.path) or self.log is not None and self.log!=_inode(self._log)
 
 @patch
 def waiting(self:SqliteFile)->bool:
@@ -422,7 +427,7 @@ def checkpoint(self:SqliteFile):
 @patch
 def close(self:SqliteFile):
     "Close both connections. Waits for whoever is using them"
-    if not self.memory and self.moved(): self._part()
+    if not self.memory and self._is_gone(): self._part()
     with self._opens: both = self._reader,None if self.memory else self._writer
     for o in both:
         if o:
