@@ -568,7 +568,7 @@ def nudge(self:Lane,
 def is_quiet(self:Lane)->bool:
     "Whether a turn has nothing to claim, as far as this process knows"
     if not self.emptied or self.news or self.pauses or self.store.remote or self.max_running is not None: return False
-    if self.parked or self.back or self.handed or self.aside or not self.limits.is_free(): return False
+    if self.parked or self.back or self.handed or self.aside or not self.limits.is_free() or self.server and self.server.widths: return False
     return self.due_at is not None and self.due_at>self.clock()
 
 # %% ../../nbs/running/14_lane.ipynb #807ee4d5
