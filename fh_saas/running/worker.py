@@ -237,9 +237,9 @@ def _begin(self:Worker, lane):
     except Exception as e: lane._sick(e); self.owed.add(lane)
     if lane.limits.is_in_line(lane.name): lane.news = True      # it may have been opened because it is its turn to have a slot
     for i in range(2):
-        more = True
+        more,claim = True,not i or not lane.is_quiet()
         if not lane.turning.acquire(blocking=False): break
-        try: more = self._turn(lane, True, not i or not lane.is_quiet())
+        try: more = self._turn(lane, True, claim) or not claim and lane.hungry
         finally: lane.turning.release()
         if i or more or not lane.small: break
         self._spell(lane)
@@ -275,8 +275,9 @@ def _turn(self:Worker, lane, runner, claim):
     if lane.store.remote: lane.took = time.monotonic()-t
     if ends and self.starved: self._feed()
     self.line.charge(lane, got)
-    if claim: lane.emptied = len(got)<limit and not only           # that was all there is
-    if claim and lane.emptied: lane.hungry = False
+    if claim:
+        lane.emptied = len(got)<limit and not only
+        if lane.emptied: lane.hungry = False     # that was all there is
     self._spread(lane, got, runner)
     if lane.aside: lane.dirty = True
     full = 0<limit==len(got)
