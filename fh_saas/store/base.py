@@ -123,7 +123,8 @@ def check_claim(
     store, # An empty store
 ):
     "Order, exclusion, and one attempt number more for each claim"
-    store.insert([new_job('c', 3), new_job('a', 1), new_job('z', 2, priority=9), new_job('b', 2)])
+    store.insert([new_job('c', 3), new_job('a', 1), new_job('z', 2, priority=9)])
+    store.insert_made(lambda: new_job('b', 2))
     store.insert([new_job('later', 50, ready=LATER)])
     assert _ids(_claim(store, limit=2))==['a','b'], 'due jobs come by priority, then time'
     assert _ids(_claim(store, 'b'))==['c','z'] and _claim(store)==[], 'a job has one owner'

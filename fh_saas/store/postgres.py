@@ -18,6 +18,7 @@ from . import sqlite as _sqlite
 from .base import Claim, DUE, NewJob, PARKED, StoreError
 from .notes import SqliteStore
 from .pg_file import PgConn, PgFile, _undo, locks, pg_error, psycopg
+from typing import Callable
 from .pg_sql import in_bulk, in_schema
 from operator import attrgetter
 
@@ -100,6 +101,14 @@ def insert(self:PgStore,
     if any([o.parents for o in jobs]): return self._insert_waiting(jobs, wait_s)
     self._patiently(lambda c: _put_rows(c, jobs), wait_s)
     return True
+
+@patch
+def insert_made(self:PgStore,
+    make:Callable, # Gives one `NewJob` that waits for no other
+    wait_s:float|Callable=None, # How long to wait for locks, in seconds, or what gives it; None for the database's default
+)->bool: # As of `insert`
+    "`insert` of what `make` gives: here each thread has a connection, and commits its own"
+    return self.insert([make()], wait_s() if callable(wait_s) else wait_s)
 
 @patch
 def insert_into(self:PgStore,

@@ -62,6 +62,7 @@ def _get(t, col, s, what=None):
 class _Sealed:
     "Goes before a store's class: what it writes is sealed, what it reads is opened"
     def insert(self, jobs, wait_s=None): return super().insert(self._sealed(jobs), wait_s)
+    def insert_made(self, make, wait_s=None): return super().insert_made(lambda: self._sealed([make()])[0], wait_s)
     def insert_into(self, conn, jobs): return super().insert_into(conn, self._sealed(jobs))
     def _sealed(self, jobs):
         for o in jobs:

@@ -18,7 +18,7 @@ from .sqlite_file import SqliteFile, store_error
 from functools import partial
 from itertools import chain
 from operator import attrgetter, itemgetter
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 # %% ../../nbs/store/02_sqlite.ipynb #219c14ac
 _NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority','limit_key','timeout_s','backoff','tags',
@@ -44,6 +44,13 @@ class SqliteStore(SqliteFile):
         if any(map(_parents, jobs)): return self._insert_waiting(jobs, wait_s)
         if jobs and jobs[0].trace: return self.insert_rows(_INSERT_ALL, list(map(_new_all, jobs)), wait_s)
         return self.insert_rows(_INSERT, list(map(_new, jobs)), wait_s)
+
+    def insert_made(self,
+        make:Callable, # Gives one `NewJob` that waits for no other; called by the thread that commits
+        wait_s:float|Callable=None, # As of `insert_rows`
+    )->bool: # As of `insert`
+        "`insert` of a job that does not have its row yet. Raises as `insert` does, and what `make` raises"
+        return self.insert_rows(_INSERT, lambda: [_new(make())], wait_s)
 
     def insert_into(self,
         conn, # A connection inside a transaction of the caller's
