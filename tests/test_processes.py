@@ -1,8 +1,10 @@
 "Threads, processes, forks and restarts on one file: promises P3, P6, P9"
 import json, os, signal, socket, subprocess, sys, threading, time
 from collections import Counter
+from datetime import datetime, timezone
 
 import pytest, work
+from fh_saas.keys import new_key
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 from util import PRE, Server, all_done, apps, done, end, env, heard, process, run_py, said, start_py, until
 
@@ -62,6 +64,30 @@ def test_one_bad_row_among_many_threads(t):
         for j in range(20): m.submit('c', count, key=f'{i}-{j}')
         return 20
     assert sum(in_threads(8, sub))==len(m.list_jobs(limit=1000))==140
+
+def timed(at:datetime): ...
+def keyed(key): ...
+
+@pytest.mark.parametrize('keys', [None, [new_key()]], ids=['plain', 'sealed'])
+def test_sixteen_threads_of_all_sorts(t, keys):
+    "Commits that threads share: arguments are converted and keys worked out in the thread that submits, and errors are its own"
+    m,mine = t.look(**(dict(keys=keys) if keys else {})),threading.local()
+    m.task(keyed, unique=lambda kw: (mine.i, kw['key'] if mine.i==kw['key'] else 1/0))
+    def sub(i):
+        mine.i,got,at = i,{},datetime(2026, 1, 1+i, tzinfo=timezone.utc)
+        for j in range(10):
+            got[m.submit('c', count, key=f'{i}-{j}')[0]] = {'key':f'{i}-{j}'}
+            got[m.submit('t', timed, at=at)[0]] = {'at':at.isoformat().replace('+00:00', 'Z')}
+            got[m.submit('k', keyed, key=i)[0]] = {'key':i}
+            got[m.options(priority=i).submit('o', count, key=i)[0]] = {'key':i}
+            with pytest.raises(TypeError, match="no parameter 'nope'"): m.submit('c', count, nope=j)
+            with pytest.raises(ValueError, match='at least 1'): m.submit('c', count, 0, key=j)
+            with pytest.raises(TypeError, match="'key'"): m.submit('c', count, key={j})
+        return got
+    want = {k:v for d in in_threads(16, sub) for k,v in d.items()}
+    jobs = m.list_jobs(limit=10**4)
+    assert len(want)==16*(10+10+1+10) and {j.id:json.loads(j.payload) for j in jobs}==want
+    assert {(j.job_type, j.priority) for j in jobs}=={('c',0), ('t',0), ('k',0)}|{('o',i) for i in range(16)}
 
 # --- processes
 
