@@ -284,7 +284,8 @@ def _ask(self:BackgroundTaskManager, *args):
         asked = _Asked(self._new_job, args, (self.clock(), self.worker and self._hands()))
         ring = lane.store.insert_made(asked.make, self._patience if self.busy_s>SHORT_S else self.busy_s)
         job, = asked
-        if ring or self.worker or lane.server or job.ready!=DUE or listening(): self._announce(lane, asked, ring)
+        if self.worker or lane.server or job.ready!=DUE or listening(): self._announce(lane, asked, ring)
+        elif ring and lane.here: lane.here.ring(lane.name, due=True)
         return job
     except NotHere: return False
     except StoreMoved: return None

@@ -96,10 +96,9 @@ def ring(self:Presence,
     "Wake the other processes of this folder, and, where an engine carries it, those of other machines. Never raises, never waits"
     if self.far and not to: self.far(name, 0. if due else None)
     if not self._sock: return
-    msg = name.encode()
     for o,addr in self._others():
         if to and o!=to: continue
-        try: self._sock.sendto(msg, addr)
+        try: self._sock.sendto(name.encode(), addr)
         except ConnectionRefusedError: _unlink(self.bells/o)    # its process is gone
         except OSError: pass                                  # its buffer is full, so it is awake; or it has just left
 

@@ -297,18 +297,19 @@ def relax(self:SqliteFile):
 # %% ../../nbs/store/01_sqlite_file.ipynb #54490094
 def still(
     folder:str, # Path
+    was:tuple=None, # What it gave before
 )->tuple: # (time of change, inode, device); None where it cannot be relied on. Raises nothing
     "Stays the same as long as no file of the folder was made, replaced or removed"
     try: st = os.stat(folder)
     except OSError: return None
-    at = st.st_mtime_ns
-    return (at, st.st_ino, st.st_dev) if at%10**6 and time.time_ns()-at>5*10**7 else None
+    now = at,_,_ = st.st_mtime_ns,st.st_ino,st.st_dev
+    return now if now==was or at%10**6 and time.time_ns()-at>5*10**7 else None
 
 @patch
 def moved(self:SqliteFile)->bool:
     "Whether another file, or none, has taken the path or that of the log: what is written through these connections is then lost"
     if self.memory: return False
-    if (now := still(self._folder)) and now==self._unmoved: return False
+    if (now := still(self._folder, self._unmoved)) and now==self._unmoved: return False
     if self._is_gone(): return True
     if now and not os.path.islink(self.path): self._unmoved = now      # of a link, the folder says nothing about the file
     return False
