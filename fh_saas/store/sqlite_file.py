@@ -487,6 +487,7 @@ class _Op(msgspec.Struct, eq=False):
     done: bool = False
     error: Any = None
     leads: bool = False
+    left: bool = False       # its thread was cut short and is gone
 
 @patch
 def insert_rows(self:SqliteFile,
@@ -548,6 +549,7 @@ def _wait(self:SqliteFile, op, wait_s):
     except StoreBusy: raise
     except BaseException:                    # a signal's exception while waiting: do not leave with the lead
         with self._qlock:
+            op.left = True
             if op in self._queue: self._queue.remove(op)
         if op.leads and not op.done: self._pass_on([op])
         raise
@@ -612,7 +614,7 @@ def _lead(self:SqliteFile, op, end):
         with self._qlock: ops,self._queue = ops+self._queue,[]
         _make(ops)
         if not self._at_once(ops):
-            with self._qlock: ops,self._queue = [op],ops[1:]+self._queue
+            ops = self._put_back(ops)
             with self.writing(max(0., end-time.monotonic())) as c:
                 with self._qlock: ops,self._queue = ops+self._queue,[]
                 _make(ops)                     # of those that came meanwhile
@@ -628,7 +630,7 @@ def _lead(self:SqliteFile, op, end):
 def _at_once(self:SqliteFile, ops):
     "Commit for all in one statement; False if they have not enough in common, or somebody has the file at this moment"
     w,sql,rows = self._writer,ops[0].sql,[r for o in ops for r in o.rows]
-    if self.memory or len(rows)>50 or any([o.sql!=sql for o in ops]) or not w.lock.acquire(False): return False
+    if self.memory or len(rows)>16 or any([o.sql!=sql for o in ops]) or not w.lock.acquire(False): return False
     try:
         w.deadline = 0.
         if not self._full: self._set_full(True)
@@ -639,6 +641,12 @@ def _at_once(self:SqliteFile, ops):
         w.waiting = False
         w.lock.release()
     return True
+
+@patch
+def _put_back(self:SqliteFile, ops):
+    "Let all but the first stand in line again; the first"
+    with self._qlock: self._queue = [o for o in ops[1:] if not o.left]+self._queue
+    return ops[:1]
 
 def _make(ops):
     for o in ops:
