@@ -504,13 +504,8 @@ class JobTask(BackgroundTask):
         created:bool=True, # False if another job had its unique key: this is that one, and nothing is to be done for it
         soon:bool=True, # False if it is for later
     ):
+        self.func,self.args,self.kwargs,self.is_async = manager._execute_with_retry if created else _nothing,(job_id,),{},False
         self.manager,self.job_id,self.created,self.soon = manager,job_id,created,soon
-
-    kwargs,is_async = property(lambda self: {}),False      # what Starlette's have; made when asked for
-    @property
-    def args(self): return self.job_id,
-    @property
-    def func(self): return self.manager._execute_with_retry if self.created else _nothing
 
     async def __call__(self):
         "End the job's grace and await the end of its attempt, for `wait_s` seconds at most. Never raises what the task raised"
