@@ -551,22 +551,22 @@ def _columns(self:SqliteStore):
     return self._cols
 
 # %% ../../nbs/store/02_sqlite.ipynb #f8ed5b8e
+_NEWEST = '''from t, s, json_each((select json_group_array(rowid) from (select rowid from tenant_jobs indexed by tj_history
+    where job_type=t.j and status=s.v and rowid>={} order by rowid desc limit {}))) x'''
+
 @patch
 def select(self:SqliteStore,
     job_type:str=None, # Only this type; None for all
     status:str=None, # Only this status; None for all
     limit:int=100, # At most so many
 )->list: # Dicts of column values, newest first
-    "Rows by type and status. `low` is a row that many are as new as: of the first few of each type and status, the `limit`th"
+    "Rows by type and status. The first few of each tell from which row on (`low`) all must be that are wanted; so many types cost little more than one"
     if not job_type and not status: return self._rows('select * from tenant_jobs order by rowid desc limit ?', (limit,))
     types = 't(j) as (select ?1)' if job_type else _TYPES.removeprefix('with recursive ')+', t as (select j from types where j is not null)'
     return self._rows(f'''with recursive {types}, s as (select value v from json_each(?2)),
         low(r) as materialized (select coalesce((select x.value {_NEWEST.format(0, '?4')} order by x.value desc limit 1 offset ?3-1), 0))
         select * from tenant_jobs where rowid in (select x.value {_NEWEST.format('(select r from low)', '?3')}) order by rowid desc limit ?3''',
         (job_type, _json([status] if status else STATUSES), limit, limit//8+1))
-
-_NEWEST = '''from t, s, json_each((select json_group_array(rowid) from (select rowid from tenant_jobs indexed by tj_history
-    where job_type=t.j and status=s.v and rowid>={} order by rowid desc limit {}))) x'''
 
 @patch
 def unfinished(self:SqliteStore)->bool:
