@@ -45,13 +45,6 @@ class SqliteStore(SqliteFile):
         if jobs and jobs[0].trace: return self.insert_rows(_INSERT_ALL, list(map(_new_all, jobs)), wait_s)
         return self.insert_rows(_INSERT, list(map(_new, jobs)), wait_s)
 
-    def insert_made(self,
-        make:Callable, # Gives one `NewJob` that waits for no other; called by the thread that commits
-        wait_s:float|Callable=None, # As of `insert_rows`
-    )->bool: # As of `insert`
-        "`insert` of a job that does not have its row yet. Raises as `insert` does, and what `make` raises"
-        return self.insert_rows(_INSERT, lambda: [_new(make())], wait_s)
-
     def insert_into(self,
         conn, # A connection inside a transaction of the caller's
         jobs:list, # `NewJob`s
@@ -68,6 +61,15 @@ class SqliteStore(SqliteFile):
         "Rows that one statement changed"
         self._c.execute(sql, args).fetchall()
         return self._c.changes()
+
+# %% ../../nbs/store/02_sqlite.ipynb #634c69fc
+@patch
+def insert_made(self:SqliteStore,
+    make:Callable, # Gives one `NewJob` that waits for no other; called by the thread that commits
+    wait_s:float|Callable=None, # As of `insert_rows`
+)->bool: # As of `insert`
+    "`insert` of a job that does not have its row yet. Raises as `insert` does, and what `make` raises"
+    return self.insert_rows(_INSERT, lambda: [_new(make())], wait_s)
 
 # %% ../../nbs/store/02_sqlite.ipynb #0fd88cd1
 @patch

@@ -543,9 +543,12 @@ def _line_up(self:SqliteFile, sql, rows):
 def _wait(self:SqliteFile, op, wait_s):
     "Wait until `op` is done, or leads"
     try:
-        if op.woken.acquire(timeout=max(s := SHORT_S if callable(wait_s) else wait_s, 0)): return
-        if callable(wait_s) and op.woken.acquire(timeout=max((all_s := wait_s())-s, 0)): return
-        if self._withdraw(op): raise self._writer.busy(all_s if callable(wait_s) else wait_s)
+        s = SHORT_S if callable(wait_s) else wait_s
+        if op.woken.acquire(timeout=max(s, 0)): return
+        if callable(wait_s):
+            s,was = wait_s(),s
+            if op.woken.acquire(timeout=max(s-was, 0)): return
+        if self._withdraw(op): raise self._writer.busy(s)
     except StoreBusy: raise
     except BaseException:                    # a signal's exception while waiting: do not leave with the lead
         with self._qlock:
@@ -604,28 +607,13 @@ def _gather(self:SqliteFile, wait_s=.0003):
     self._awaited = None
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #a9647ced
-@patch
-def _lead(self:SqliteFile, op, end):
-    "Commit for all that wait; if that fails, each one for itself"
-    ops,stop = [op],None
-    try:
-        if self._last>1: self._gather()
-        if self.moved(): raise self._gone()
-        with self._qlock: ops,self._queue = ops+self._queue,[]
-        _make(ops)
-        if not self._at_once(ops):
-            ops = self._put_back(ops)
-            with self.writing(max(0., end-time.monotonic())) as c:
-                with self._qlock: ops,self._queue = ops+self._queue,[]
-                _make(ops)                     # of those that came meanwhile
-                for sql,os in groupby(ops, _sql): _insert(c, sql, list(chain.from_iterable(map(_rows, os))))
-    except BaseException as e:
-        if len(ops)>1: self._each(ops, end)
-        else: op.error = e
-        if not isinstance(e, Exception): stop = e      # a signal's exception is for this thread, whatever became of the rows
-    finally: self._pass_on(ops)
-    if stop: raise stop
+def _make(ops):
+    for o in ops:
+        if callable(o.rows):
+            try: o.rows = o.rows()
+            except Exception as e: o.rows,o.error = [],e
 
+# %% ../../nbs/store/01_sqlite_file.ipynb #2c596dee
 @patch
 def _at_once(self:SqliteFile, ops):
     "Commit for all in one statement; False if they have not enough in common, or somebody has the file at this moment"
@@ -648,11 +636,28 @@ def _put_back(self:SqliteFile, ops):
     with self._qlock: self._queue = [o for o in ops[1:] if not o.left]+self._queue
     return ops[:1]
 
-def _make(ops):
-    for o in ops:
-        if callable(o.rows):
-            try: o.rows = o.rows()
-            except Exception as e: o.rows,o.error = [],e
+# %% ../../nbs/store/01_sqlite_file.ipynb #b0fdbcd6
+@patch
+def _lead(self:SqliteFile, op, end):
+    "Commit for all that wait; if that fails, each one for itself"
+    ops,stop = [op],None
+    try:
+        if self._last>1: self._gather()
+        if self.moved(): raise self._gone()
+        with self._qlock: ops,self._queue = ops+self._queue,[]
+        _make(ops)
+        if not self._at_once(ops):
+            ops = self._put_back(ops)
+            with self.writing(max(0., end-time.monotonic())) as c:
+                with self._qlock: ops,self._queue = ops+self._queue,[]
+                _make(ops)                     # of those that came meanwhile
+                for sql,os in groupby(ops, _sql): _insert(c, sql, list(chain.from_iterable(map(_rows, os))))
+    except BaseException as e:
+        if len(ops)>1: self._each(ops, end)
+        else: op.error = e
+        if not isinstance(e, Exception): stop = e      # a signal's exception is for this thread, whatever became of the rows
+    finally: self._pass_on(ops)
+    if stop: raise stop
 
 @patch
 def _each(self:SqliteFile, ops, end):
