@@ -85,15 +85,18 @@ def _make(self:JobTester, db, options):
 def _take(self:JobTester, m):
     "Have the manager's jobs run by `drain` alone, in the time of our clock"
     lane,is_new = m._lane,m not in [o for o,_ in self._was]
-    if is_new: self._was.append((m, {k:vars(m)[k] for k in ('worker', 'clock', '_announce') if k in vars(m)}))
+    if is_new: self._was.append((m, {k:vars(m)[k] for k in ('worker', 'clock', '_announce', '_inline') if k in vars(m)}))
     m.worker,m.clock = False,self.clock
     if lane.server: lane.server.leave([lane], m.drain_s)
     lane.clock = lane.limits.clock = self.clock
     lane.due_at = None
     if is_new: self._marks[m] = {o for o, in lane.store.read('select id from tenant_jobs')}       # a place in the table is used again once its row is deleted
-    m.__dict__.pop('_announce', None)
-    if self.inline: m._announce = partial(self._announced, m)
+    _plain(m)
+    if self.inline: m._announce,m._inline = partial(self._announced, m),True
     return m
+
+def _plain(m):
+    for k in ('_announce', '_inline'): m.__dict__.pop(k, None)
 
 # %% ../nbs/40_testing.ipynb #088839e9
 @patch
@@ -117,7 +120,7 @@ def _managers(self:JobTester):
 def close(self:JobTester):
     "Give the manager back as it was; its own worker then runs what was not drained"
     for m,was in self._was:
-        m.__dict__.pop('_announce', None)
+        _plain(m)
         m.__dict__.update(was)
         if m.closed or (lane := m._open) is None or lane.closed: continue
         lane.clock = lane.limits.clock = was['clock']

@@ -96,6 +96,7 @@ _fields = {o.name for o in fields(TenantJob)}
 # %% ../nbs/20_utils_bgtsk.ipynb #68fe2ff8
 class BackgroundTaskManager:
     "Lightweight background task manager for tenant-level operations"
+    _inline = False          # whether each job is announced, see JobTester
     def __init__(self,
         db:'Database', # The tenant's `Database`, of fastlite or of fastsql
         *,
@@ -241,15 +242,16 @@ def submit(self, /,
 )->tuple: # (job id, BackgroundTask to return from the route)
     """Submit a new background task for execution. Raises `TypeError` or `ValueError` and stores nothing if an argument is
     unfit; `StoreBusy` or `StoreError` if the database cannot be written"""
-    return self._submit({}, job_type, task_func, max_retries, task_kwargs)
+    by_any = type(task_func) is FunctionType and task_func not in _own and '<' not in task_func.__qualname__ and not submitting and _tx.get() is None
+    job = self._ask(job_type, task_func, max_retries, task_kwargs) if by_any else None
+    if job: return job.id,JobTask(self, job.id, True, job.ready in (DUE,HANDED))
+    got = self._submit({}, job_type, task_func, max_retries, task_kwargs)
+    if job is False: _own.add(task_func)
+    return got
 
 @patch
 def _submit(self:BackgroundTaskManager, opts, job_type, func, max_retries, kwargs):
-    by_any = not opts and type(func) is FunctionType and func not in _own and '<' not in func.__qualname__ and not submitting and _tx.get() is None
-    job = self._ask(job_type, func, max_retries, kwargs) if by_any else None
-    if job: return job.id,JobTask(self, job.id, True, job.ready in (DUE,HANDED))
-    own,job = job is False,self._new_job(job_type, func, max_retries, kwargs, opts=opts)
-    if own: _own.add(func)
+    job = self._new_job(job_type, func, max_retries, kwargs, opts=opts)
     id, = self._save([job])
     return id,JobTask(self, id, id==job.id, job.ready in (DUE,HANDED))
 
@@ -283,8 +285,7 @@ def _ask(self:BackgroundTaskManager, *args):
         asked = _Asked(self._new_job, args, (self.clock(), self.worker and self._hands()))
         ring = lane.store.insert_made(asked.make, self._patience if self.busy_s>SHORT_S else self.busy_s)
         job, = asked
-        if self.worker or lane.server or job.ready!=DUE or listening(): self._announce(lane, asked, ring)
-        elif ring and lane.here: lane.here.ring(lane.name, due=True)
+        if ring or self.worker or self._inline or lane.server or job.ready!=DUE or listening(): self._announce(lane, asked, ring)
         return job
     except _NotHere: return False
     except StoreMoved: return None
@@ -503,8 +504,15 @@ class JobTask(BackgroundTask):
         created:bool=True, # False if another job had its unique key: this is that one, and nothing is to be done for it
         soon:bool=True, # False if it is for later
     ):
-        self.func,self.args,self.kwargs,self.is_async = manager._execute_with_retry if created else _nothing,(job_id,),{},False
         self.manager,self.job_id,self.created,self.soon = manager,job_id,created,soon
+
+    is_async = False
+    def __getattr__(self, k):
+        "Starlette's parts of it, made when somebody asks for them"
+        if k=='func': return self.manager._execute_with_retry if self.created else _nothing
+        if k=='args': return self.job_id,
+        if k=='kwargs': return {}
+        raise AttributeError(f'{type(self).__name__} has no attribute {k!r}')
 
     async def __call__(self):
         "End the job's grace and await the end of its attempt, for `wait_s` seconds at most. Never raises what the task raised"

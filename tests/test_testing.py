@@ -116,6 +116,14 @@ def test_inline(t):
         asyncio.run(main())
         assert ran[5:]==[5, 6]
 
+def test_inline_where_another_thread_commits(t, monkeypatch):
+    "Of threads that share a commit each has its own job run"
+    m = t.mgr()
+    store = m._lane.store
+    insert = store.insert_made
+    monkeypatch.setattr(store, 'insert_made', lambda *a: insert(*a) and False)
+    with JobTester(m, inline=True): m.submit('a', note, x=1); assert ran==[1]
+
 def parent(job:JobContext):
     for i in range(3): job.submit('child', note, x=i)
     ran.append('parent')

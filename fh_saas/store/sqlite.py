@@ -21,14 +21,9 @@ from operator import attrgetter, itemgetter
 from typing import Callable, NamedTuple
 
 # %% ../../nbs/store/02_sqlite.ipynb #219c14ac
-_NEW = ('id','job_type','payload','max_retries','created_at','task','run_at','ready','typed','queue','priority','limit_key','timeout_s','backoff','tags',
-        'unique_key','unique_until')
+_NEW = NewJob.__struct_fields__
 _INSERT = f"insert into tenant_jobs(status,{','.join(_NEW)}) values('pending',{','.join('?'*len(_NEW))}) on conflict do nothing"   # its key is taken; or a commit that was cut short is made again
-_new,_parents = attrgetter(*_NEW),attrgetter('parents')
-
-_ALL = NewJob.__struct_fields__
-_INSERT_ALL = f"insert into tenant_jobs(status,{','.join(_ALL)}) values('pending',{','.join('?'*len(_ALL))}) on conflict do nothing"
-_new_all = attrgetter(*_ALL)
+_new,_parents = msgspec.structs.astuple,attrgetter('parents')      # a quarter of the time that an `attrgetter` takes
 
 class SqliteStore(SqliteFile):
     "Jobs in a SQLite file"
@@ -42,7 +37,6 @@ class SqliteStore(SqliteFile):
     )->bool: # Whether this thread made the commit; one doorbell for each commit is enough
         "Make the jobs durable, all or none. Raises `StoreBusy` or `StoreError`; `ValueError` if one waits for a job that does not exist"
         if any(map(_parents, jobs)): return self._insert_waiting(jobs, wait_s)
-        if jobs and jobs[0].trace: return self.insert_rows(_INSERT_ALL, list(map(_new_all, jobs)), wait_s)
         return self.insert_rows(_INSERT, list(map(_new, jobs)), wait_s)
 
     def insert_into(self,
@@ -50,8 +44,7 @@ class SqliteStore(SqliteFile):
         jobs:list, # `NewJob`s
     ):
         "Add the jobs to somebody else's transaction. Raises as `insert` does"
-        sql,new = (_INSERT_ALL,_new_all) if jobs and jobs[0].trace else (_INSERT,_new)
-        try: self._put(conn, jobs) if any(map(_parents, jobs)) else conn.executemany(sql, map(new, jobs))
+        try: self._put(conn, jobs) if any(map(_parents, jobs)) else conn.executemany(_INSERT, map(_new, jobs))
         except apsw.Error as e: raise store_error(e, self.path) from e
 
     @property
@@ -80,7 +73,7 @@ def _insert_waiting(self:SqliteStore, jobs, wait_s):
 
 @patch
 def _put(self:SqliteStore, conn, jobs):
-    self._freed(put_waiting(conn, jobs, lambda js: conn.executemany(_INSERT_ALL, [_new_all(o) for o in js])))
+    self._freed(put_waiting(conn, jobs, lambda js: conn.executemany(_INSERT, map(_new, js))))
 
 @patch
 def _freed(self:SqliteStore, got):
