@@ -215,7 +215,7 @@ class Known:
         parent:Tasks=shared, # Registry that all databases share
     ):
         self.tasks,self.homes,self.held,self._maker = Tasks(parent),{},{},None
-        self._quick,self._seen = {},0     # tasks by function, right as long as so many had been added anywhere
+        self.quick,self._seen = {},0     # tasks by function, right as long as so many had been added anywhere
         self.crons = {}     # schedules that the code declares for this database, see Schedules
 
     def open_door(self,
@@ -238,16 +238,16 @@ def of(self:Known,
     alone:str, # Suffix that makes the name of a nameless function this process's own
 )->tuple: # (`Task`, whether it has no name outside this process)
     "The task for a function, made known if it was not. Raises `ValueError` if its name would lead a row to another function"
-    if self._seen!=_added[0]: self._quick,self._seen = {},_added[0]
+    if self._seen!=_added[0]: self.quick,self._seen = {},_added[0]
     there = type(func) is types.FunctionType and getattr(sys.modules.get(func.__module__), func.__qualname__, None) is func
-    if there and (t := self._quick.get(func)): return t
+    if there and (t := self.quick.get(func)): return t
     t = self.tasks.find(func)
     if t is None and (name := task_name(func)):
         t = submitted.get(name)
         if t is None or t.func is not func: submitted[name] = t = Task(func, name)
     if t:
         if (o := self.tasks.get(t.name)) and o.func is not t.func: t = self.tasks.add(t.func, t.name, **o.defaults)   # defined anew, or a conflict
-        if there and len(self._quick)<999: self._quick[func] = t,False
+        if there and len(self.quick)<999: self.quick[func] = t,False
         return t,False
     o = func if hasattr(func, '__qualname__') else getattr(func, 'func', type(func))
     return Task(func, f'{module_name(getattr(o, "__module__", "?") or "?")}:{getattr(o, "__qualname__", "?")}@{alone}'),True

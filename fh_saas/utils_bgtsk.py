@@ -242,11 +242,11 @@ def submit(self, /,
 )->tuple: # (job id, BackgroundTask to return from the route)
     """Submit a new background task for execution. Raises `TypeError` or `ValueError` and stores nothing if an argument is
     unfit; `StoreBusy` or `StoreError` if the database cannot be written"""
-    by_any = type(task_func) is FunctionType and task_func not in _own and '<' not in task_func.__qualname__ and not submitting and _tx.get() is None
+    by_any = type(task_func) is FunctionType and task_func not in _own and not submitting and _tx.get() is None
     job = self._ask(job_type, task_func, max_retries, task_kwargs) if by_any else None
     if job: return job.id,JobTask(self, job.id, True, job.ready in (DUE,HANDED))
     got = self._submit({}, job_type, task_func, max_retries, task_kwargs)
-    if job is False: _own.add(task_func)
+    if job is False and len(_own)<999: _own.add(task_func)
     return got
 
 @patch
@@ -256,6 +256,7 @@ def _submit(self:BackgroundTaskManager, opts, job_type, func, max_retries, kwarg
     return id,JobTask(self, id, id==job.id, job.ready in (DUE,HANDED))
 
 # %% ../nbs/20_utils_bgtsk.ipynb #1eff9a83
+_ints = int,_Tries
 _own = set()      # functions of modules, a job of which was not to be made by another thread: that is not tried again
 
 class _NotHere(Exception):
@@ -270,7 +271,7 @@ class _Asked(list):
         "The job, made at the first call. Raises `_NotHere`"
         if not self:
             try: self.append(self.new(*self.args, asked=self.asked))
-            except Exception: raise _NotHere from None
+            except (TypeError, ValueError, RecursionError): raise _NotHere from None
         return self[0]
 
 @patch
@@ -280,23 +281,26 @@ def _hands(self:BackgroundTaskManager): return self.worker and self.handoff>0 an
 def _ask(self:BackgroundTaskManager, *args):
     "The committed job; False if its row is for this thread to make, None if this thread has to see to the database first"
     lane = self._open
-    if self._generation!=generation[0] or not lane.pin(): return None
+    if self._generation!=generation[0] or args[1] not in lane.known.quick or type(args[0]) is not str or type(args[2]) not in _ints: return None
+    if not lane.pin(): return None
     try:
         asked = _Asked(self._new_job, args, (self.clock(), self.worker and self._hands()))
-        ring = lane.store.insert_made(asked.make, self._patience if self.busy_s>SHORT_S else self.busy_s)
+        try: ring = lane.store.insert_made(asked.make, self._patience if self.busy_s>SHORT_S else self.busy_s)
+        except _NotHere:
+            if lane.here: lane.here.ring(lane.name, due=True)       # this thread may have committed the jobs of others
+            return False
+        except StoreMoved: return None
+        except StoreBusy as e: self._explain(e); raise
         job, = asked
         if ring or self.worker or self._inline or lane.server or job.ready!=DUE or listening(): self._announce(lane, asked, ring)
         return job
-    except _NotHere: return False
-    except StoreMoved: return None
-    except StoreBusy as e: self._explain(e); raise
     finally: lane.unpin()
 
 # %% ../nbs/20_utils_bgtsk.ipynb #5e214bc5
 @patch
 def _new_job(self:BackgroundTaskManager, job_type, func, max_retries, kwargs, now=False, opts={}, asked=None):
     "A checked row; if another thread `asked` when, and whether it hands the job over, only one that runs no code of the app's"
-    lane = self._lane
+    lane = self._open if asked else self._lane
     if type(job_type) is not str or not job_type.isascii() or not job_type.strip(): job_type = _job_type(job_type)
     if not callable(func): raise TypeError(f'task_func must be callable, not {func!r}')
     t,alone = lane.known.of(func, lane.owner)

@@ -1,9 +1,12 @@
 "Threads, processes, forks and restarts on one file: promises P3, P6, P9"
 import json, os, signal, socket, subprocess, sys, threading, time
 from collections import Counter
+from contextlib import nullcontext
+from functools import wraps
 from datetime import datetime, timezone
 
 import pytest, work
+from fh_saas import utils_bgtsk
 from fh_saas.keys import new_key
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 from util import PRE, Server, all_done, apps, done, end, env, heard, process, run_py, said, start_py, until
@@ -88,6 +91,20 @@ def test_sixteen_threads_of_all_sorts(t, keys):
     jobs = m.list_jobs(limit=10**4)
     assert len(want)==16*(10+10+1+10) and {j.id:json.loads(j.payload) for j in jobs}==want
     assert {(j.job_type, j.priority) for j in jobs}=={('c',0), ('t',0), ('k',0)}|{('o',i) for i in range(16)}
+
+def test_nothing_is_kept_of_functions_that_are_made_on_the_way(t):
+    m,was = t.look(),set(utils_bgtsk._own)
+    for i in range(20): m.submit('w', wraps(count)(lambda key: None), key=i)
+    assert utils_bgtsk._own==was
+
+class Text(str): pass
+
+@pytest.mark.parametrize('job_type', [Text('x'), Text(' ')], ids=['fit', 'unfit'])
+def test_a_subclass_of_text_is_asked_in_the_thread_that_submits(t, monkeypatch, job_type):
+    m = t.look()
+    m.submit('c', count, key=0)                         # the function is known from here on
+    monkeypatch.setattr(m._lane.store, 'insert_made', lambda *a: pytest.fail('another thread might make the row'))
+    with nullcontext() if job_type.isalpha() else pytest.raises(ValueError, match='must not be empty'): m.submit(job_type, count, key=1)
 
 # --- processes
 

@@ -65,7 +65,7 @@ def _try_lock(self:Presence, fd, exclusive=False):
     return True
 
 # %% ../../nbs/running/01_presence.ipynb #49f4323d
-_FRESH_S = .005
+_FRESH_S = .001
 
 def _addr(dir_fd, folder, name):
     "A socket address for `name` in `folder`, short enough for the kernel"

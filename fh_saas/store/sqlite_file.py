@@ -498,10 +498,10 @@ def insert_rows(self:SqliteFile,
     "Insert all the rows or none; durable when it returns. Raises `StoreBusy` or `StoreError`, and what `rows` raised"
     wait_s,self._inserted,t = self.wait_s if wait_s is None else wait_s,True,time.monotonic()
     with self._qlock: op,self._leading = self._line_up(sql, rows) if self._leading else None,True
-    if op is None and self._last==1 and not self.memory and (callable(rows) or len(rows)==1): return self._alone(sql, rows, _called(wait_s))
+    if op is None and self._last==1 and not self.memory and (callable(rows) or len(rows)==1): return self._alone(sql, rows, wait_s)
     if op: self._wait(op, wait_s)
     else: op = _Op(sql, rows)
-    if leads := not op.done: self._lead(op, t+_called(wait_s))
+    if leads := not op.done: self._lead(op, t, wait_s)
     if op.error: raise op.error
     return leads
 
@@ -511,7 +511,7 @@ def _alone(self:SqliteFile, sql, rows, wait_s):
     "One row and nobody behind it: the statement is its own transaction"
     w = self._writer
     try:
-        row, = _called(rows)
+        (row,),wait_s = _called(rows),_called(wait_s)
         if self.moved(): raise self._gone()
         if not w.lock.acquire(False) and not w.lock.acquire(timeout=max(wait_s, 0)): raise w.busy(wait_s)
         try:
@@ -572,7 +572,7 @@ def _pass_on(self:SqliteFile, ops):
     with self._qlock:
         for o in ops:
             o.done = True
-            if o.woken: o.woken.release()
+            if o.woken and not o.leads: o.woken.release()
         self._last,self._leading = len(ops),bool(self._queue) and self._call_next()
 
 @patch
@@ -618,6 +618,7 @@ def _make(ops):
 def _at_once(self:SqliteFile, ops):
     "Commit for all in one statement; False if they have not enough in common, or somebody has the file at this moment"
     w,sql,rows = self._writer,ops[0].sql,[r for o in ops for r in o.rows]
+    if not rows and any([o.error for o in ops]): return True
     if self.memory or len(rows)>16 or any([o.sql!=sql for o in ops]) or not w.lock.acquire(False): return False
     try:
         w.deadline = 0.
@@ -631,30 +632,32 @@ def _at_once(self:SqliteFile, ops):
     return True
 
 @patch
-def _put_back(self:SqliteFile, ops):
-    "Let all but the first stand in line again; the first"
-    with self._qlock: self._queue = [o for o in ops[1:] if not o.left]+self._queue
-    return ops[:1]
+def _back(self:SqliteFile, ops):
+    "The line with all but the first of `ops` in it again; those that have failed already are told, those whose thread is gone are left out"
+    for o in ops[1:]:
+        if o.error: o.done = True; o.woken.release()
+    return [o for o in ops[1:] if not (o.done or o.left)]+self._queue
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #b0fdbcd6
 @patch
-def _lead(self:SqliteFile, op, end):
+def _lead(self:SqliteFile, op, began, wait_s):
     "Commit for all that wait; if that fails, each one for itself"
-    ops,stop = [op],None
+    ops,stop,end = [op],None,began
     try:
+        end = began+_called(wait_s)
         if self._last>1: self._gather()
         if self.moved(): raise self._gone()
         with self._qlock: ops,self._queue = ops+self._queue,[]
         _make(ops)
         if not self._at_once(ops):
-            ops = self._put_back(ops)
+            with self._qlock: self._queue,ops = self._back(ops),ops[:1]
             with self.writing(max(0., end-time.monotonic())) as c:
                 with self._qlock: ops,self._queue = ops+self._queue,[]
                 _make(ops)                     # of those that came meanwhile
                 for sql,os in groupby(ops, _sql): _insert(c, sql, list(chain.from_iterable(map(_rows, os))))
     except BaseException as e:
         if len(ops)>1: self._each(ops, end)
-        else: op.error = e
+        else: op.error = op.error or e
         if not isinstance(e, Exception): stop = e      # a signal's exception is for this thread, whatever became of the rows
     finally: self._pass_on(ops)
     if stop: raise stop
