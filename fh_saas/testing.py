@@ -379,6 +379,7 @@ def _watching(places):
         (JobContext, '_keep', _around(places, 'step', lambda n, *_: f'in step {n!r}, before its result is kept', lambda n, *_: f'after step {n!r}')),
         (JobContext, '_say', _around(places, 'say', after=lambda what, *_: f'after {what}')),
         (JobTransaction, '_end', _commits(places)), (Transaction, '__init__', _of_job), (Transaction, '_end', _commits(places)), (utils_bgtsk, 'run_attempt', _attempts(places)),
+        (BackgroundTaskManager, '_ask', lambda f: lambda *_: None),       # all rows come by the next
         (BackgroundTaskManager, '_save', _around(places, 'submit', lambda js: f'before submit of {js[0].job_type!r}', lambda js: f'after submit of {js[0].job_type!r}', _here))]
     was = [(o, k, vars(o)[k]) for o,k,_ in spots]
     for o,k,make in spots: setattr(o, k, make(vars(o)[k]))

@@ -265,6 +265,7 @@ def test_crash_everywhere(job_tester):
         assert job_tester.get_job(id).result=='"done"', p
         places.append(p)
     assert places[0]=='no crash' and "in step 'a', before its result is kept" in places and places[-1].endswith('note has returned')
+    assert {"before submit of 'child'", "after submit of 'child'"}<=set(places)
 
 def test_crash_everywhere_finds_the_double_charge(job_tester):
     def order(): ran.append('charge')
