@@ -37,7 +37,7 @@ from .store.retention import read_keeps, save_keeps
 from .store.schedules import _instant, note, read_schedules
 from .store.sealed import protect
 from .store.sqlite import SqliteStore
-from .store.sqlite_file import is_behind
+from .store.sqlite_file import is_behind, let_wait
 from .running.waiting import waits
 from .tasks import Known, Tasks, register, shared
 from .telemetry import emit, log
@@ -85,12 +85,9 @@ def closable(
     db.__dict__.update(_conn=conn, _reopen=reopen, _conn_lock=threading.RLock(), _used_at=time.monotonic(), _stale=False)
     return db
 
-def _fastlite(path):
+def _fastlite(t):
     from fastlite import database
-    try: db = database(path)
-    except apsw.BusyError: time.sleep(.01); db = database(path)     # its hook runs PRAGMA optimize, which may meet a lock
-    db.conn.set_busy_timeout(5000)
-    return db
+    return database(t.path)
 
 # %% ../nbs/22_tenants.ipynb #4b684fd8
 class TenantManager(BackgroundTaskManager):
@@ -488,10 +485,11 @@ def _db(self:Tenants, id):
         if db := self._dbs.get(id): return db
         if len(self._dbs)>=self.most_open: self._shut_dbs()
         if self._server: self._dbs[id] = db = self._server.database(t.path); return db
-        opens = self._opens or (lambda t: _fastlite(t.path))
+        opens = self._opens or _fastlite
         db = opens(t)
         if not isinstance(getattr(db, 'conn', None), apsw.Connection) or not db.conn.filename: raise TypeError(f'open must give a fastlite Database on a file, not {db!r}')
-        self._dbs[id] = closable(db, lambda: opens(t).conn)
+        let_wait(db.conn)
+        self._dbs[id] = closable(db, lambda: let_wait(opens(t).conn))
         return self._dbs[id]
 
 @patch

@@ -5,9 +5,11 @@ from contextlib import nullcontext
 from functools import wraps
 from datetime import datetime, timezone
 
-import pytest, work
+import apsw, pytest, work
+from fastlite import database
 from fh_saas import utils_bgtsk
 from fh_saas.keys import new_key
+from fh_saas.store import sqlite_file
 from fh_saas.utils_bgtsk import BackgroundTaskManager
 from util import PRE, Server, all_done, apps, done, end, env, heard, process, run_py, said, start_py, until
 
@@ -130,6 +132,51 @@ sys.stdin.readline()'''
     rows = t.log('ran')
     assert len(rows)==len({o[2] for o in rows})==800, Counter(o[2] for o in rows).most_common(3)
     assert {j.retry_count for j in m.list_jobs(limit=1000)}=={0}
+
+@pytest.mark.parametrize('first', ['fh_saas', 'fastlite'])
+def test_four_processes_open_a_new_file_at_once(tmp_path, first):
+    "An app that starts four times on a file that is not there yet: none of them meets a locked file, whichever package it imports first"
+    imports = dict(fastlite='from fastlite import database\n', fh_saas='from fh_saas.utils_bgtsk import *\n')
+    code = imports.pop(first)+imports.popitem()[1]+'''
+import sys
+def job(): pass
+print('up', flush=True)
+for path in sys.argv[1:]:
+    sys.stdin.readline()
+    m = BackgroundTaskManager(database(path), worker=False)
+    m.submit('j', job)
+    print('up', flush=True)'''
+    paths = [str(tmp_path/f'{i}.db') for i in range(5)]
+    ps = [subprocess.Popen([sys.executable, '-c', code, *paths], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env())
+          for _ in range(4)]
+    try:
+        for _ in paths:
+            for o in ps: said(o, 'up')
+            for o in ps: o.stdin.write('go\n'); o.stdin.flush()
+        for o in ps: said(o, 'up'); assert o.wait(10)==0
+    finally:
+        for o in ps:
+            if o.poll() is None: o.kill()
+            o.communicate()
+    for o in paths: assert len(BackgroundTaskManager(database(o), worker=False).list_jobs())==4
+
+def test_the_apps_own_write_waits_for_a_locked_file(tmp_path, monkeypatch):
+    "fastlite gives up after 100 ms; with a manager on it, `database` waits as jobs do. What the app has chosen itself stays"
+    path = tmp_path/'a.db'
+    mine,own,holder = database(path),database(path),apsw.Connection(str(path))
+    own.conn.set_busy_timeout(20)
+    for o in (mine, own): BackgroundTaskManager(o, worker=False)
+    mine.q('create table notes(n)')
+    holder.execute('begin immediate')
+    with pytest.raises(apsw.BusyError): own.q('insert into notes values(1)')
+    tries = []
+    def rest(n, end):
+        tries.append(n)
+        if n==100: holder.execute('rollback')
+        return n<=100
+    monkeypatch.setattr(sqlite_file, '_rest', rest)
+    mine.q('insert into notes values(2)')
+    assert tries==list(range(101)) and [o['n'] for o in own.q('select n from notes')]==[2]
 
 @pytest.mark.alone
 def test_work_flows_to_the_idle_process(t):

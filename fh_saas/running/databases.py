@@ -11,6 +11,7 @@ from copy import copy
 from .lane import Lane, open_lane
 from .presence import Presence, presence
 from ..store.base import StoreError
+from ..store.sqlite_file import let_wait
 from ..tasks import Known
 from pathlib import Path
 from typing import Callable
@@ -102,7 +103,9 @@ def lane_of(
 )->Lane: # The same lane for the same database
     "The lane of a database. Raises `TypeError`, `StoreError`"
     kind = check_database(db)
-    if kind=='fastlite': return open_lane(db.conn.filename, db.conn, known, clock, wait_s)
+    if kind=='fastlite':
+        let_wait(db.conn, wait_s)
+        return open_lane(db.conn.filename, db.conn, known, clock, wait_s)
     return (_on_server if kind=='postgresql' else _on_file)(db, known, clock, wait_s)
 
 def _on_file(db, known, clock, wait_s):
