@@ -7,7 +7,7 @@ __all__ = ['COLUMNS', 'ADDED', 'VERSION', 'SCHEMA', 'HOOK_S', 'SHORT_S', 'HOOK_M
            'is_behind', 'connect', 'let_wait', 'store_error', 'SqliteFile', 'still', 'fold']
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #420b9622
-import apsw, asyncio, ctypes, msgspec, os, random, re, sys, threading, time
+import apsw, asyncio, ctypes, msgspec, os, random, re, sys, threading, time, weakref
 from contextlib import contextmanager
 from fastcore.basics import patch
 from functools import cache
@@ -142,11 +142,15 @@ def connect(
     except apsw.Error as e: raise store_error(e, path) from e
     finally: _own.opening = False
 
+_waiting = weakref.WeakSet()
+
 def let_wait(
     conn:apsw.Connection, # The app's
     wait_s:float=5., # How long, in seconds
 )->apsw.Connection: # The same
-    "Let the app's statements wait for a locked file, if the connection has fastlite's busy timeout"
+    "Let the app's statements wait for a locked file, if the connection has fastlite's busy timeout. Looks at a connection once"
+    if conn in _waiting: return conn          # a route may make a manager at each request, while others are in the connection
+    _waiting.add(conn)
     end = 0.
     def again(n):
         nonlocal end
@@ -154,7 +158,7 @@ def let_wait(
         return _rest(n, end)
     try:
         if conn.pragma('busy_timeout')==HOOK_MS: conn.set_busy_handler(again)
-    except apsw.ThreadingViolationError: pass          # another thread of the app's is in it
+    except apsw.ThreadingViolationError: _waiting.discard(conn)          # another thread of the app's is in it; the next manager tries again
     return conn
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #9316e820
