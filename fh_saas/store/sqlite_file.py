@@ -142,23 +142,30 @@ def connect(
     except apsw.Error as e: raise store_error(e, path) from e
     finally: _own.opening = False
 
-_waiting = weakref.WeakSet()
+_looked_at,_looking = weakref.WeakSet(),threading.Lock()
+
+def _after_fork():
+    global _looking
+    _looking = threading.Lock()
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
 def let_wait(
     conn:apsw.Connection, # The app's
     wait_s:float=5., # How long, in seconds
 )->apsw.Connection: # The same
     "Let the app's statements wait for a locked file, if the connection has fastlite's busy timeout. Looks at a connection once"
-    if conn in _waiting: return conn          # a route may make a manager at each request, while others are in the connection
-    _waiting.add(conn)
+    if conn in _looked_at: return conn          # a route may make a manager at each request, while others are in the connection
     end = 0.
     def again(n):
         nonlocal end
         if not n: end = _deadline(wait_s)
         return _rest(n, end)
-    try:
-        if conn.pragma('busy_timeout')==HOOK_MS: conn.set_busy_handler(again)
-    except apsw.ThreadingViolationError: _waiting.discard(conn)          # another thread of the app's is in it; the next manager tries again
+    with _looking:
+        if conn in _looked_at: return conn
+        try:
+            if conn.pragma('busy_timeout')==HOOK_MS: conn.set_busy_handler(again)
+        except apsw.ThreadingViolationError: return conn      # another thread of the app's is in it; the next manager looks again
+        _looked_at.add(conn)
     return conn
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #9316e820
