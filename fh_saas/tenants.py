@@ -319,7 +319,7 @@ def _refresh(self:Tenants):
             known = r.id in self._pool.entries
             e = self._pool.put(r.id, path, r.weight if r.weight is not None else w, r.max_running if r.max_running is not None else m)
             if r.trouble and not (known and e.lane): e.why = e.why or r.trouble      # who noted it may be dead: whoever can use it takes it back
-            if e.lane: e.lane.due_at = None             # its slots may be others now
+            if e.lane: e.lane.due_by()             # its slots may be others now
             if e.sig is not None and self._pool.worker: self._pool.look(e)
 
 # %% ../nbs/22_tenants.ipynb #109e1965
@@ -771,7 +771,7 @@ def thaw(self:Tenant):
 def _ring(self:Tenants, id):
     "Have the tenant looked into, here and elsewhere"
     if e := self._pool.entries.get(id):
-        if e.lane: e.lane.due_at = None
+        if e.lane: e.lane.due_by()
         self._here.ring(e.path)
         self._pool.look(e)
 
@@ -1147,7 +1147,7 @@ def _plan_all(self:Tenants, heads, again=False):
     for r in self.registry.rows('active'):
         if not (e := self._pool.entries.get(r.id)): continue
         if e.lane and not e.lane.closed:
-            e.lane.due_at = None
+            e.lane.due_by()
             if e.lane.server: w.kick(e.lane)
         if again and (e.lane or e.sig is not None): self._pool.look(e)
         self._pool.wake_at(e, _next_of(r, plans, self._cron_clock()))

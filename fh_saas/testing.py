@@ -89,7 +89,7 @@ def _take(self:JobTester, m):
     m.worker,m.clock = False,self.clock
     if lane.server: lane.server.leave([lane], m.drain_s)
     lane.clock = lane.limits.clock = self.clock
-    lane.due_at = None
+    lane.due_by()
     if is_new: self._marks[m] = {o for o, in lane.store.read('select id from tenant_jobs')}       # a place in the table is used again once its row is deleted
     _plain(m)
     if self.inline: m._announce,m._inline = partial(self._announced, m),True
@@ -124,7 +124,7 @@ def close(self:JobTester):
         m.__dict__.update(was)
         if m.closed or (lane := m._open) is None or lane.closed: continue
         lane.clock = lane.limits.clock = was['clock']
-        lane.due_at = None
+        lane.due_by()
         if m.worker and lane.store.unfinished(): lane.news = True; m._serve(lane).kick(lane)
     self._was = []
     self._after.close()
@@ -280,7 +280,8 @@ def _take_away(job, why):
         if lane.store.ack(acks): acks = []                  # it had lost its claim already
         else: lane.store.meter(lane.now()[:10], 1, 0., 0)
     if acks and listening(): events.rescued(lane, lane.owner, acks, [])
-    lane.news,lane.due_at = True,None
+    lane.news = True
+    lane.due_by()
     if lane.server: lane.server.kick(lane)
 
 def _once_free(job, f):

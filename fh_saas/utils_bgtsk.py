@@ -403,9 +403,7 @@ def _announce(self:BackgroundTaskManager, lane, jobs, ring=True):
     if self.worker or lane.server:
         w = self._serve(lane) if self.worker else lane.server
         if due: lane.news = True; w.kick(lane)
-        elif lane.due_at is not None:
-            at = [from_iso(o.run_at) for o in jobs if o.ready==LATER]
-            lane.due_at = min(lane.due_at, *at) if at else min(lane.due_at, self.clock()+self.handoff)
+        else: lane.due_by(min([from_iso(o.run_at) for o in jobs if o.ready==LATER], default=None) or self.clock()+self.handoff)
     if due and ring and here: here.ring(lane.name, due=len(jobs)==1)
     elif not due and here and here.far:
         if at := [from_iso(o.run_at) for o in jobs if o.ready in (LATER, HANDED)]: here.far(lane.name, min(at))
@@ -834,7 +832,8 @@ def run_due(self:BackgroundTaskManager)->int: # Attempts that were made
     n = 0
     with self._using() as lane:
         if lane.writes_only and lane.server: lane.server.leave([lane], 0.)    # what it had to write is this thread's now
-        lane.due_at,lane.writes_only,lane.driven = None,False,True
+        lane.writes_only,lane.driven = False,True
+        lane.due_by()
         look_in(lane)
         mend(lane)
         lane.news = lane.news or bool(lane.limits.globs)
@@ -871,7 +870,8 @@ def _let_go(self:BackgroundTaskManager, lane, line):
 @patch
 def _ring(self:BackgroundTaskManager, lane):
     "Have this process and the others look"
-    lane.news,lane.due_at = True,None
+    lane.news = True
+    lane.due_by()
     if self.worker: self._serve(lane).kick(lane)
     if lane.here: lane.here.ring(lane.name)
 
@@ -1072,7 +1072,7 @@ def _declares(self:BackgroundTaskManager, name): return name in self._crons or s
 def _replan(self:BackgroundTaskManager, again):
     "Have the lane look again which slot is next, here and elsewhere"
     with self._using() as lane:
-        lane.due_at = None
+        lane.due_by()
         if self.worker: self._serve(lane).kick(lane)
         if lane.here: lane.here.ring(lane.name)
 

@@ -450,7 +450,7 @@ def test_a_row_that_makes_no_sense_costs_itself_alone(t, col, val, ready, worker
     bad,_ = m.submit('a', work.quick, folder=str(t.dir), name='bad')
     with m._lane.store.writing() as c: c.execute(f'update tenant_jobs set ready=?, {col}=? where id=?', (ready, val, bad))
     if worker: m.close(); m = t.mgr(handoff=0, tasks=[work.quick])
-    else: m._lane.due_at = None
+    else: m._lane.due_by()
     id,_ = m.submit('a', work.quick, folder=str(t.dir), name='good')
     if not worker: m.run_due()
     done(m, id)

@@ -97,6 +97,6 @@ def _tells(self:PgBell, lane, what):
 
 def _wake(lane, more=True):
     if lane is None or not lane.server: return
-    if more: lane.due_at = None
+    if more: lane.due_by()
     lane.news = True
     lane.server.kick(lane)

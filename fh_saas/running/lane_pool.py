@@ -9,7 +9,7 @@ __all__ = ['ROUND_S', 'STILL_S', 'FULL_S', 'EACH_S', 'REST_S', 'MOST_PAUSE_S', '
 import heapq, os, threading, time
 from collections import deque
 from fastcore.basics import patch
-from .lane import Lane
+from .lane import UNKNOWN, Lane
 from .maintenance import ends
 from .presence import Presence
 from ..store.base import StoreBusy, StoreError
@@ -182,7 +182,7 @@ def _shut(self:LanePool, e, hurry=False):
     if lane.closed: self.open.pop(e.id, None); e.lane = None; return True
     if lane.hungry and not lane.resting or lane.busy(): return False
     try:
-        if lane.due_at is None: lane._look_ahead()
+        if lane.due_at==UNKNOWN: lane._look_ahead()
         if lane.store.remote: lane.lapse_at = ends(lane, lane.store.owners())
         if lane.ended: self.marks[e.id] = lane.store.mark()
         more = lane.resting and lane.store.due()
@@ -194,7 +194,7 @@ def _shut(self:LanePool, e, hurry=False):
     if e.lane is lane: self.open.pop(e.id, None); e.lane = None       # another thread may have opened it again
     e.vtime,e.sig = lane.vtime,_sig(e.path)
     if not self._waits(lane): self.here.unnote(lane.name)
-    if (lane.due_at or 0.)<float('inf'): self.wake_at(e, lane.due_at or 0.)
+    if lane.due_at<float('inf'): self.wake_at(e, max(0., lane.due_at))
     if self.worker and self.entries.get(e.id) is e: self.worker.leases.left(lane, lambda: self._hurry(e))
     if more or lane.news: self.look(e)         # it was called while it was being closed
     if hurry:

@@ -118,6 +118,7 @@ def look_in(
 )->bool: # Whether there is anything to claim
     """Take back what the dead have left, let go what nothing holds any more, and see which parked jobs have a task that is known here and
     when the next job is due. Raises `StoreError`"""
+    lane.asking()
     o = lane.store.glance()
     n = rescue(lane, o.owners if isinstance(o.owners, list) else None) if o.owners else 0
     if not o.owners: lane.lapse_at = float('inf')

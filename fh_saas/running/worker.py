@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from .async_pool import AsyncPool
 from .children import children, run_attempt
 from .executor import Outcome, call
-from .lane import Lane
+from .lane import UNKNOWN, Lane
 from .maintenance import Leases, heartbeat, look_in, mend, release_lost, rescue
 from .presence import Presence
 from .retention import Pruner
@@ -107,7 +107,7 @@ def serve(self:Worker,
         lane.seen,lane.server = set(),self
     if lane.store.remote: self._mind_leases(lane)
     if lane.here: self.listen(lane.here); lane.writes_only or lane.here.serve()
-    lane.due_at = None
+    lane.due_by()
     if here: self._begin(lane)
     else: self.kick(lane)
 
@@ -414,7 +414,7 @@ def _clock(self:Worker, now):
     wait = TICK_S
     for o in list(self.lanes):
         if o.pauses and now>=o.pause_until and o.waits(): self.kick(o)
-        elif o.due_at is not None and not (self.stopping or o.closing or o.writes_only) and o.known.ready():
+        elif o.due_at>UNKNOWN and not (self.stopping or o.closing or o.writes_only) and o.known.ready():
             left = max(o.due_at-o.clock(), o.pause_until-now)
             if left<=0: self.kick(o)
             else: wait = min(wait, left)
@@ -692,7 +692,7 @@ def _care(self:Worker, lane, beat):
         lane.seen = release_lost(lane, lane.seen)
         mend(lane)
         self.pruner.offer(lane)
-    if due or lane.waits() or lane.small and not self._in_spell(lane) or lane.due_at is not None and lane.due_at<=lane.clock(): self.kick(lane)
+    if due or lane.waits() or lane.small and not self._in_spell(lane) or UNKNOWN<lane.due_at<=lane.clock(): self.kick(lane)
 
 # %% ../../nbs/running/21_worker.ipynb #517edcf7
 @patch
