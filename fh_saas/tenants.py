@@ -37,7 +37,7 @@ from .store.retention import read_keeps, save_keeps
 from .store.schedules import _instant, note, read_schedules
 from .store.sealed import protect
 from .store.sqlite import SqliteStore
-from .store.sqlite_file import is_behind, let_wait
+from .store.sqlite_file import file_of, is_behind
 from .running.waiting import waits
 from .tasks import Known, Tasks, register, shared
 from .telemetry import emit, log
@@ -58,7 +58,7 @@ class _Closable:
         c = me.get('_conn')
         if c is None:
             with me['_conn_lock']:
-                if (c := me.get('_conn')) is None: c = me['_conn'] = me['_reopen']()
+                if (c := me.get('_conn')) is None: c = me['_conn'] = me['_reopen'](); file_of(c)      # so that its statements wait for locks
         return c
     __hash__,__eq__ = object.__hash__,object.__eq__      # the class below hashes its connection
     def _idle(self):
@@ -270,8 +270,8 @@ def _host_file(where):
         p.mkdir(parents=True, exist_ok=True)
         return os.path.realpath(p/'host.db')
     if not isinstance(conn := getattr(where, 'conn', None), apsw.Connection): raise TypeError(f'Tenants takes a folder or a fastlite Database, not {where!r}')
-    if not conn.filename: raise ValueError('the registry must be in a file: a :memory: database is seen by no other process')
-    return os.path.realpath(conn.filename)
+    if not (path := file_of(conn)): raise ValueError('the registry must be in a file: a :memory: database is seen by no other process')
+    return os.path.realpath(path)
 
 # %% ../nbs/22_tenants.ipynb #2c084082
 @patch
@@ -487,9 +487,8 @@ def _db(self:Tenants, id):
         if self._server: self._dbs[id] = db = self._server.database(t.path); return db
         opens = self._opens or _fastlite
         db = opens(t)
-        if not isinstance(getattr(db, 'conn', None), apsw.Connection) or not db.conn.filename: raise TypeError(f'open must give a fastlite Database on a file, not {db!r}')
-        let_wait(db.conn)
-        self._dbs[id] = closable(db, lambda: let_wait(opens(t).conn))
+        if not isinstance(getattr(db, 'conn', None), apsw.Connection) or not file_of(db.conn): raise TypeError(f'open must give a fastlite Database on a file, not {db!r}')
+        self._dbs[id] = closable(db, lambda: opens(t).conn)
         return self._dbs[id]
 
 @patch
@@ -642,7 +641,7 @@ def _make_with_app(self:Tenants, id, kw):
     try: self.registry.add(id, self._options['clock'](), status='deleting', operator=self._here.owner, status_after='active', identity=new_identity(), **kw)
     except ValueError: self._settled(id); raise
     try:
-        path = os.path.realpath(self._db(id).conn.filename)
+        path = os.path.realpath(file_of(self._db(id).conn))
         self._free(id, path)
         self._settle_in(id, path, **self._stamped(id, path))
     except BaseException:

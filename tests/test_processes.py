@@ -178,6 +178,20 @@ def test_the_apps_own_write_waits_for_a_locked_file(tmp_path, monkeypatch):
     mine.q('insert into notes values(2)')
     assert tries==list(range(101)) and [o['n'] for o in own.q('select n from notes')]==[2]
 
+def test_a_manager_is_made_while_the_apps_connection_is_in_use(tmp_path):
+    "A route may make a manager at each request; apsw lets one thread at a time into the connection that it is made on"
+    db,inside,go = database(tmp_path/'a.db'),threading.Event(),threading.Event()
+    def hold(): inside.set(); go.wait(60); return 1
+    db.conn.create_scalar_function('hold', hold)
+    BackgroundTaskManager(db, worker=False)
+    th = threading.Thread(target=lambda: db.q('select hold()')); th.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(apsw.ThreadingViolationError): db.conn.filename
+        m = BackgroundTaskManager(db, worker=False)
+        assert m.get_job(m.submit('j', nothing)[0]).status=='pending'
+    finally: go.set(); th.join()
+
 @pytest.mark.alone
 def test_work_flows_to_the_idle_process(t):
     "Section 5: a process with `worker=False` submits, another one runs it at once"

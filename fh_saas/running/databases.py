@@ -11,7 +11,7 @@ from copy import copy
 from .lane import Lane, open_lane
 from .presence import Presence, presence
 from ..store.base import StoreError
-from ..store.sqlite_file import let_wait
+from ..store.sqlite_file import file_of
 from ..tasks import Known
 from pathlib import Path
 from typing import Callable
@@ -104,8 +104,8 @@ def lane_of(
     "The lane of a database. Raises `TypeError`, `StoreError`"
     kind = check_database(db)
     if kind=='fastlite':
-        let_wait(db.conn, wait_s)
-        return open_lane(db.conn.filename, db.conn, known, clock, wait_s)
+        conn = db.conn
+        return open_lane(file_of(conn, wait_s), conn, known, clock, wait_s)
     return (_on_server if kind=='postgresql' else _on_file)(db, known, clock, wait_s)
 
 def _on_file(db, known, clock, wait_s):

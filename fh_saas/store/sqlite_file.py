@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ADDED', 'VERSION', 'SCHEMA', 'HOOK_S', 'SHORT_S', 'HOOK_MS', 'PARTED_S', 'CHECKPOINT', 'CHECKPOINT_MUST',
-           'is_behind', 'connect', 'let_wait', 'store_error', 'SqliteFile', 'still', 'fold']
+           'is_behind', 'connect', 'file_of', 'store_error', 'SqliteFile', 'still', 'fold']
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #420b9622
 import apsw, asyncio, ctypes, msgspec, os, random, re, sys, threading, time, weakref
@@ -142,31 +142,38 @@ def connect(
     except apsw.Error as e: raise store_error(e, path) from e
     finally: _own.opening = False
 
-_looked_at,_looking = weakref.WeakSet(),threading.Lock()
+_files,_looking = weakref.WeakKeyDictionary(),threading.Lock()
 
 def _after_fork():
     global _looking
     _looking = threading.Lock()
 if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
-def let_wait(
+def file_of(
     conn:apsw.Connection, # The app's
-    wait_s:float=5., # How long, in seconds
-)->apsw.Connection: # The same
-    "Let the app's statements wait for a locked file, if the connection has fastlite's busy timeout. Looks at a connection once"
-    if conn in _looked_at: return conn          # a route may make a manager at each request, while others are in the connection
+    wait_s:float=5., # How long its statements may wait for a locked file, in seconds
+)->str: # Its file; empty for `:memory:`
+    """The file of a connection; from then on its statements wait for locks, if it has fastlite's busy timeout. Raises `StoreBusy` if other
+    threads have used it for so long"""
+    n,end = 0,time.monotonic()+wait_s
+    while (path := _files.get(conn)) is None:
+        try:
+            with _looking: _look_at(conn, wait_s)
+        except apsw.ThreadingViolationError as e:
+            if not _rest(n, end): raise StoreBusy(f'a connection of the app was in use by another thread for {wait_s:.2g} s') from e
+        n += 1
+    return path
+
+def _look_at(conn, wait_s):
+    if conn in _files: return
     end = 0.
     def again(n):
         nonlocal end
         if not n: end = _deadline(wait_s)
         return _rest(n, end)
-    with _looking:
-        if conn in _looked_at: return conn
-        try:
-            if conn.pragma('busy_timeout')==HOOK_MS: conn.set_busy_handler(again)
-        except apsw.ThreadingViolationError: return conn      # another thread of the app's is in it; the next manager looks again
-        _looked_at.add(conn)
-    return conn
+    path = conn.filename
+    if conn.pragma('busy_timeout')==HOOK_MS: conn.set_busy_handler(again)
+    _files[conn] = path
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #9316e820
 _HINTS = {apsw.ReadOnlyError:'is read-only', apsw.FullError:'cannot grow: the disk or its quota is full',
