@@ -103,6 +103,7 @@ class Tenant:
         self.name,self.path,self.pause_s,self._lock = name,folder/f'{name}.db',pause_s,threading.Lock()
         try:
             self.db = database(self.path)
+            self.db.conn.set_busy_timeout(5000)
             self.db.conn.execute(_SCHEMA)
         except apsw.Error as e: raise StoreError(f'{self.path} cannot be used: {e}') from e
         self.manager = m = BackgroundTaskManager(self.db, tasks=[], drain_s=2)

@@ -107,7 +107,7 @@ class BackgroundTaskManager:
         async_jobs:int=100, # Async tasks that run at the same time in this process
         handoff:float=5., # Seconds for which a new job waits for its own BackgroundTask before any worker may take it
         wait_s:float=5., # Longest time the BackgroundTask waits for its job, in seconds; None for ever
-        busy_s:float=5., # How long to wait for a locked database, in seconds; also for the app's own statements on `db`, unless its busy timeout is one you set
+        busy_s:float=5., # How long to wait for a locked database, in seconds
         drain_s:float=10., # How long running tasks may go on at shutdown, in seconds
         payload_limit:int=2**20, # Longest payload, in bytes of JSON
         clock:Callable=_clock.time, # The time in seconds since 1970; on PostgreSQL the machine's clock stands for the server's

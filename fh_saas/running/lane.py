@@ -75,7 +75,7 @@ class Lane:
         self.kinds = {}                            # whether a task is async, by its name, as of its last claim
         self.watched = {}                          # callbacks by job id of those who also look by themselves
         self.news = False                          # somebody says that there is something to claim
-        self.due_at,self._asked,self._due_lock = UNKNOWN,UNKNOWN,threading.RLock()    # when the next job will be due; see Asking before writing
+        self.due_at,self._asked,self._looks,self._due_lock = UNKNOWN,UNKNOWN,0,threading.RLock()    # when the next job will be due; see Asking before writing
         self.parked,self.pause_until,self.pauses,self.error,self.failure = [],0.,0,None,None
         self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
         self.writes_only = False                   # served only until what waits is written: this process does not run its jobs
@@ -353,19 +353,19 @@ def due_by(self:Lane,
     with self._due_lock: self.due_at,self._asked = min(self.due_at, at),min(self._asked, at)
 
 @patch
-def asking(self:Lane):
+def asking(self:Lane)->int: # Which look it is
     "The table is about to be read for when the next job is due"
-    with self._due_lock: self._asked = float('inf')
+    with self._due_lock: self._asked,self._looks = float('inf'),self._looks+1; return self._looks
 
 _ASK = object()
 
 @patch
-def _look_ahead(self:Lane, at=_ASK):
+def _look_ahead(self:Lane, at=_ASK, look=None):
     try:
-        if at is _ASK: self.due_by(); self.asking(); at = self.store.next_due()
+        if at is _ASK: self.due_by(); look = self.asking(); at = self.store.next_due()
         at = min(_time(at), self.timetable.look(self.store, self.clock()) if self.timetable else float('inf'), self.limits.next_at())
     except StoreError: return                            # the sweep looks again
-    with self._due_lock: self.due_at = min(at, self._asked)
+    with self._due_lock: self.due_at = min(at, self._asked, float('inf') if look==self._looks else self.due_at)
 
 # %% ../../nbs/running/14_lane.ipynb #c8055199
 @patch

@@ -118,14 +118,14 @@ def look_in(
 )->bool: # Whether there is anything to claim
     """Take back what the dead have left, let go what nothing holds any more, and see which parked jobs have a task that is known here and
     when the next job is due. Raises `StoreError`"""
-    lane.asking()
+    look = lane.asking()
     o = lane.store.glance()
     n = rescue(lane, o.owners if isinstance(o.owners, list) else None) if o.owners else 0
     if not o.owners: lane.lapse_at = float('inf')
     if lane.hand: lane._obey()
     if o.held: n += lane.limits.reconsider(name=lane._waits_as())
     lane.parked = [n for n in lane.store.parked() if lane.known.resolve(n, '') or any(t.name==n for t in lane.known.held.values())] if o.parked else []
-    lane._look_ahead(o.next_at)                   # jobs for later that other processes submitted
+    lane._look_ahead(o.next_at, look)                   # jobs for later that other processes submitted
     return bool(o.due or n or lane.parked)
 
 # %% ../../nbs/running/16_maintenance.ipynb #a03a6bb6

@@ -102,32 +102,34 @@ class _Conn:
 
 # %% ../../nbs/store/01_sqlite_file.ipynb #802c87bf
 HOOK_S = 5.        # as long as Python's own sqlite3 waits for a locked file
-SHORT_S = .25      # as long as an event loop may stand still; also before a thread asks how long it may wait, in seconds
+SHORT_S = .25      # as long as others may be held up, in seconds: an event loop, threads that share a connection
 HOOK_MS = 100      # busy timeout that fastlite's hook sets, in milliseconds
 _own = threading.local()
 
 class _Hook:
-    "A connection hook of the app's that leaves connections of this package alone, and is called again where the file is locked"
-    def __init__(self, f): self.f = f
+    "A connection hook of the app's that leaves connections of this package alone; apsw's own is called again where the file is locked"
+    def __init__(self, f): self.f,self.again = f,getattr(f, '__module__', None)=='apsw.bestpractice'
     def __call__(self, conn):
-        n,end = 0,_deadline(HOOK_S)
+        end = _deadline(HOOK_S)
         while not getattr(_own, 'opening', False):
             try: return self.f(conn)
             except apsw.BusyError:
-                if not _rest(n, end): raise
-            n += 1
+                if not self.again or (left := end-time.monotonic())<=0: raise
+            time.sleep(min(left, random.uniform(.5,1)*.05))      # not often: fastlite has each try logged on stderr
     def __eq__(self, o): return o is self.f or isinstance(o, _Hook) and o.f is self.f
     __hash__ = None
 
 def _deadline(wait_s):
-    "For the app's own: on an event loop, which would stand still for all, it is soon"
+    "For the app's own: on an event loop it is soon"
     return time.monotonic()+(min(wait_s, SHORT_S) if asyncio._get_running_loop() else wait_s)
+
+def _is_wrapped(h): return h is _mind or isinstance(h, _Hook) or hasattr(h, 'f') and _is_wrapped(h.f)     # the last: by another copy of this module
 
 def _mind(conn=None):
     "The first hook: it wraps the others"
     hooks = apsw.connection_hooks
     for i,h in enumerate(hooks):
-        if h is not _mind and not isinstance(h, _Hook): hooks[i] = _Hook(h)
+        if not _is_wrapped(h): hooks[i] = _Hook(h)
 apsw.connection_hooks.insert(0, _mind)
 
 def connect(
@@ -151,16 +153,16 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=_after_fo
 
 def file_of(
     conn:apsw.Connection, # The app's
-    wait_s:float=5., # How long its statements may wait for a locked file, in seconds
+    wait_s:float=SHORT_S, # How long its statements may wait for a locked file, in seconds
 )->str: # Its file; empty for `:memory:`
     """The file of a connection; from then on its statements wait for locks, if it has fastlite's busy timeout. Raises `StoreBusy` if other
-    threads have used it for so long"""
-    n,end = 0,time.monotonic()+wait_s
+    threads use it for 5 s"""
+    n,end = 0,_deadline(HOOK_S)
     while (path := _files.get(conn)) is None:
         try:
             with _looking: _look_at(conn, wait_s)
         except apsw.ThreadingViolationError as e:
-            if not _rest(n, end): raise StoreBusy(f'a connection of the app was in use by another thread for {wait_s:.2g} s') from e
+            if not _rest(n, end): raise StoreBusy(f'a connection of the app was in use by another thread for {HOOK_S:g} s') from e
         n += 1
     return path
 
@@ -169,7 +171,7 @@ def _look_at(conn, wait_s):
     end = 0.
     def again(n):
         nonlocal end
-        if not n: end = _deadline(wait_s)
+        if not n: end = time.monotonic()+wait_s
         return _rest(n, end)
     path = conn.filename
     if conn.pragma('busy_timeout')==HOOK_MS: conn.set_busy_handler(again)
