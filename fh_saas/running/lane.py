@@ -77,7 +77,8 @@ class Lane:
         self.news = False                          # somebody says that there is something to claim
         self.due_at,self._asked,self._looks,self._due_lock = UNKNOWN,UNKNOWN,0,threading.RLock()    # when the next job will be due; see Asking before writing
         self.parked,self.pause_until,self.pauses,self.error,self.failure = [],0.,0,None,None
-        self.turning,self.dirty,self.queued,self.closing,self.closed = threading.Lock(),False,False,False,False
+        self.turning,self.dirty,self.closing,self.closed = threading.Lock(),False,False,False
+        self.queued = None                         # the worker in whose line it is
         self.writes_only = False                   # served only until what waits is written: this process does not run its jobs
         self.weight,self.max_running,self.vtime = 1.,None,0.   # its share; see the worker
         self.ended,self.turned_at = 0,0.           # attempts whose end was written here; when the last turn began

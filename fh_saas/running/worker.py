@@ -129,8 +129,8 @@ def kick(self:Worker,
 ):
     "Have a turn made soon. Safe from any thread"
     lane.dirty = True
-    if lane.queued: return
-    lane.queued = True
+    if lane.queued is self: return
+    lane.queued = self
     self.todo.append(lane)
     if self.idle: self._tickets.put(None)
     else: self._wake()
@@ -177,7 +177,7 @@ def _one(self:Worker):
     elif self.todo:
         try: lane = self.todo.popleft()
         except IndexError: return True
-        lane.queued = False
+        lane.queued = None
         self._visit(lane)
     elif (lane := self._next()) and self._room(lane)[0]>0: self._visit(lane)
     else: return False
@@ -470,7 +470,7 @@ def _help(self:Worker):
         if self._soon(): return
         try: lane = self.todo.popleft()
         except IndexError: return
-        lane.queued = False
+        lane.queued = None
         self._visit(lane, runner=False)
 
 # %% ../../nbs/running/21_worker.ipynb #71bae035
@@ -718,7 +718,7 @@ def drop(self:Worker,
     lane:Lane, # One that this worker may be serving
 )->bool: # Whether it was closed
     "Close a lane unless it is needed"
-    if lane.queued or not lane.close_idle(): return False
+    if lane.queued is self or not lane.close_idle(): return False
     self.means.update(lane.means)
     with self._lock:
         self.lanes = lanes = self.lanes.copy()         # whoever goes through the old one goes on
