@@ -11,7 +11,7 @@ import apsw, asyncio, ctypes, msgspec, os, random, re, sys, threading, time, wea
 from contextlib import contextmanager
 from fastcore.basics import patch
 from functools import cache
-from itertools import chain, groupby
+from itertools import chain, count, groupby
 from operator import attrgetter
 from .base import Conn, StoreBusy, StoreError, StoreMoved
 from typing import Any, Callable
@@ -123,6 +123,7 @@ def _deadline(wait_s):
     "For the app's own: on an event loop it is soon"
     return time.monotonic()+(min(wait_s, SHORT_S) if asyncio._get_running_loop() else wait_s)
 
+# %% ../../nbs/store/01_sqlite_file.ipynb #3d0f35a3
 def _is_wrapped(h): return h is _mind or isinstance(h, _Hook) or hasattr(h, 'f') and _is_wrapped(h.f)     # the last: by another copy of this module
 
 def _mind(conn=None):
@@ -144,6 +145,7 @@ def connect(
     except apsw.Error as e: raise store_error(e, path) from e
     finally: _own.opening = False
 
+# %% ../../nbs/store/01_sqlite_file.ipynb #2101b8a1
 _files,_looking = weakref.WeakKeyDictionary(),threading.Lock()
 
 def _after_fork():
@@ -292,7 +294,7 @@ CHECKPOINT,CHECKPOINT_MUST = 600,1500   # pages in the log at which the sweep co
 @patch
 def _prepare(self:SqliteFile, c):
     "Settings of the writing connection, and the upgrade if one is due"
-    if not self.memory: _settings(c)
+    if not self.memory: _settings(c, self._writer.deadline)
     key,newest,upgrade = self.schema
     if _version(c, key)<newest:
         c.execute('begin immediate')
@@ -303,9 +305,12 @@ def _prepare(self:SqliteFile, c):
             c.execute('commit')
         except BaseException: _rollback(c); raise
 
-def _settings(c):
-    "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory"
-    c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall()
+def _settings(c, end):
+    "Durable to the power cut: WAL with an fsync at each commit. Temporary lists stay in memory. SQLite waits for no lock to begin a WAL: here until `end`"
+    for n in count():
+        try: c.execute('pragma journal_mode=wal; pragma synchronous=full; pragma temp_store=memory').fetchall(); break
+        except apsw.BusyError:
+            if not _rest(n, end): raise
     c.wal_autocheckpoint(CHECKPOINT_MUST)
 
 def _rollback(c):
@@ -442,7 +447,7 @@ def private(self:SqliteFile,
     p = _Conn(self.path, opener=self._opener)
     try:
         with p.use(wait_s) as c:
-            _settings(c)
+            _settings(c, p.deadline)
             c.execute('pragma foreign_keys=1').fetchall()
             c.execute('begin immediate')
     except BaseException: p.conn.close(); raise
