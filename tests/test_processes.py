@@ -172,6 +172,7 @@ def test_the_apps_own_write_waits_for_a_locked_file(tmp_path, monkeypatch):
     tries = []
     def rest(n, end):
         tries.append(n)
+        assert end-time.monotonic()<=sqlite_file.SHORT_S       # other threads that share the connection fail after some 330 ms
         if n==100: holder.execute('rollback')
         return n<=100
     monkeypatch.setattr(sqlite_file, '_rest', rest)

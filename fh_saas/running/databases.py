@@ -105,7 +105,7 @@ def lane_of(
     kind = check_database(db)
     if kind=='fastlite':
         conn = db.conn
-        return open_lane(file_of(conn, wait_s), conn, known, clock, wait_s)
+        return open_lane(file_of(conn), conn, known, clock, wait_s)
     return (_on_server if kind=='postgresql' else _on_file)(db, known, clock, wait_s)
 
 def _on_file(db, known, clock, wait_s):
