@@ -7,7 +7,7 @@ __all__ = ['in_process', 'shared', 'submitted', 'module_name', 'lookup', 'task_n
            'Known']
 
 # %% ../nbs/07_tasks.ipynb #075b8196
-import inspect, re, sys, threading, time, types, typing
+import faulthandler, inspect, re, signal, sys, tempfile, threading, time, types, typing
 from fastcore.basics import patch
 from functools import cached_property, partial
 from .options import check_options, check_tries, of_task
@@ -283,24 +283,34 @@ _homely = {}   # what a task knows of its function is worked out once
 
 # %% ../nbs/07_tasks.ipynb #2928f693
 _first = {}   # when a module made its first manager
-_watch_s,_role = 0.,None   # when to look again; what was seen
+_look_s,_role = 0.,None   # when to read the stack again; what was on it
 
-def _in_uvicorn():
-    "What the main thread does: it 'watches' processes that serve, 'serves' itself, or 'starts' and will do one of the two; None if it does not run uvicorn"
-    f = sys._current_frames().get(threading.main_thread().ident) if 'uvicorn.main' in sys.modules else None
-    while f:
-        mod,run = f.f_globals.get('__name__') or '',f.f_code.co_name=='run'
-        if mod=='uvicorn.server': return 'serves'
-        if run and mod.startswith('uvicorn.supervisors.'): return 'watches'
-        if run and mod=='uvicorn.main': return 'starts'
-        f = f.f_back
+def _by_signal():
+    "What a Ctrl-C shows of the main thread: it 'serves' in uvicorn or 'watches' processes that do; None for neither"
+    mod = getattr(signal.getsignal(signal.SIGINT), '__module__', None) or ''
+    return 'serves' if mod=='uvicorn.server' else 'watches' if mod.startswith('uvicorn.supervisors.') else None
+
+def _by_stack():
+    "What the main thread's stack shows: it 'serves' or 'watches', or 'starts' and will do one of the two; None for none of them"
+    with tempfile.TemporaryFile() as f:
+        faulthandler.dump_traceback(f)
+        f.seek(0); text = f.read().decode(errors='replace')
+    own = re.search(rf'hread 0x0*{threading.main_thread().ident:x}\b.*\n((?:  .*\n)*)', text)
+    for file,run in re.findall(r'uvicorn[/\\](server|main|supervisors[/\\]\w+)\.py", line \S+ in (?:\w+\.)*(run\b)?', own[1] if own else ''):
+        if file=='server': return 'serves'
+        if run: return 'starts' if file=='main' else 'watches'
 
 def _leaves_jobs():
-    "Whether the main thread watches others, or may be about to"
-    global _watch_s,_role
-    if (t := time.monotonic())>=_watch_s:
-        _role = _in_uvicorn()
-        _watch_s = t+(.02 if _role in (None, 'starts') else .5)       # these two may change at any moment
+    "Whether the main thread watches processes that serve, or may be about to"
+    global _look_s,_role
+    if 'uvicorn.main' not in sys.modules: return False
+    if r := _by_signal(): return r=='watches'
+    if (t := time.monotonic())>=_look_s:
+        if _role!='starts' and t>max(_first.values(), default=t)+10: _role = None
+        else:
+            try: _role = _by_stack()
+            except OSError: _role = None                # no room for a file
+        _look_s = t+max(.02, 20*(time.monotonic()-t))
     return _role in ('starts', 'watches')
 
 @patch

@@ -408,11 +408,12 @@ def test_the_snippet_survives_a_restart(t, first, second):
         j = done(t.look(), id, 8)
         assert (j.retry_count,j.result)==(0,'"123"') and len(t.log('sync'))==1
 
-def test_serve_runs_jobs_where_it_serves(t):
-    "FastHTML's `serve()`: the process above, which never loads changed code, runs no job that was left over"
+@pytest.mark.parametrize('args', [{}, dict(FH_WORKERS='2')], ids=['reloader', 'workers'])
+def test_serve_runs_jobs_where_it_serves(t, args):
+    "FastHTML's `serve()`, or uvicorn with `workers`: the process above, which never loads changed code, runs no job that was left over"
     m = t.look(tasks={'served:where':nothing})
     ids = [m.submit('w', nothing)[0] for _ in range(5)]
-    with Server(t, args=[str(apps/'served.py')], FH_PORT=str(free_port())) as s:
+    with Server(t, args=[str(apps/'served.py')], FH_PORT=str(free_port()), **args) as s:
         try:
             for o in ids: done(m, o)
             assert {o[3] for o in t.log('ran')}=={str(s.p.pid)}, 'in the child'

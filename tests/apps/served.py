@@ -1,5 +1,5 @@
-"An app as FastHTML starts it: `serve()`, whose first process only watches the files and starts the one that serves"
-import os
+"An app as FastHTML starts it: `serve()`, whose first process only watches the files and starts the one that serves; or uvicorn that starts several"
+import os, uvicorn
 from fasthtml.common import P, fast_app, serve
 from fastlite import database
 from fh_saas.utils_bgtsk import BackgroundTaskManager
@@ -13,4 +13,6 @@ def index(): return P('hello')
 
 def where(): say(os.environ['FH_DIR'], 'ran', os.getpid(), os.getppid())
 
-serve(host='127.0.0.1', port=int(os.environ.get('FH_PORT', 0)))
+at = dict(host='127.0.0.1', port=int(os.environ.get('FH_PORT', 0)))
+if not (n := os.environ.get('FH_WORKERS')): serve(**at)
+elif __name__=='__main__': uvicorn.run('served:app', workers=int(n), **at)
