@@ -458,6 +458,21 @@ def test_a_row_that_makes_no_sense_costs_itself_alone(t, col, val, ready, worker
     if col=='held' and worker: done(m, bad)        # what is held by nothing is let go
     assert m.get_job(bad).status in ('pending', *['completed']*(col=='held')) and m.explain(bad)
 
+@pytest.mark.parametrize('worker', [True, False])
+@pytest.mark.parametrize('col,val', [('fence',None), ('retry_count',None), ('retry_count','x'), ('max_retries',None), ('max_retries','x'), ('priority',None), ('priority','high'),
+                                     ('priority',b'\xff'), ('timeout_s','soon'), ('run_at',b'\xff')], ids=repr)
+def test_a_number_that_is_none(t, col, val, worker):
+    "P8: nor does what is no number where one should be, and that job itself comes to an end"
+    m = t.mgr(worker=False, tasks=[work.quick, work.fails])
+    ids = [m.submit('a', work.quick, folder=str(t.dir), name=o)[0] for o in 'abc']
+    bad,_ = m.submit('a', work.fails, folder=str(t.dir), name='bad')
+    with m._lane.store.writing() as c: c.execute(f'update tenant_jobs set {col}=? where id in (?,?)', (val, bad, ids[1]))
+    if worker: m.close(); m = t.mgr(handoff=0, tasks=[work.quick, work.fails])
+    else: m.run_due()
+    for o in ids: done(m, o)
+    until(lambda: m.get_job(bad).error_log)
+    assert m.get_job(bad).status==('failed' if val=='x' and col=='max_retries' else 'pending') and m.explain(bad)
+
 # --- read-only, full, damaged, gone
 
 AS_USER = '''

@@ -176,6 +176,17 @@ def test_equals_go_first_come_first_served(s):
     with s.writing() as c: controls.let_go(c, [('l:k', 5)])
     assert _ids(_claim(s, limit=1))==['a'] and _ids(_claim(s, only='["m:f"]'))==['d','e']
 
+@pytest.mark.parametrize('at_once', [True, False])
+def test_numbers_that_others_left_out(s, at_once):
+    "A row that another program wrote: what it says nothing of is as usual, and its end is found again"
+    s.insert([new_job('a'), new_job('b')])
+    with s.writing() as c: c.execute("update tenant_jobs set fence=null, retry_count=null, max_retries=null, priority=null where id='a'")
+    claims = s.claim_at_once('w', _T(50), 9, _T(59)) if at_once and hasattr(s, 'claim_at_once') else _claim(s)
+    a,b = sorted(claims, key=lambda o: o.id)
+    assert (a.fence, a.retry_count, a.max_retries)==(b.fence, b.retry_count, b.max_retries)==(1, 0, 3)
+    _ack(s, _done(a), _done(b))
+    assert s.get('a')['status']==s.get('b')['status']=='completed'
+
 def test_overview(s):
     s.insert([new_job(f'{i}', job_type='ab'[i%2], created_at=_T(i)) for i in range(6)])
     s.insert([new_job('k', parents='["5"]', on_failed='run')])

@@ -15,6 +15,7 @@ from ..retry import backoff
 from .base import Ack, Claim, DUE, LATER, NewJob, PARKED, STATUSES, StoreError, StoreMoved
 from .flow import any_waits, forgotten, free_children, put_waiting, wait_again
 from .sqlite_file import SqliteFile, store_error
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from operator import attrgetter, itemgetter
@@ -81,10 +82,12 @@ def _freed(self:SqliteStore, got):
 
 # %% ../../nbs/store/02_sqlite.ipynb #a20d735a
 _COLS = 'job_type,task,payload,typed,retry_count,max_retries,priority,run_at,queue,limit_key,timeout_s,backoff'
-_GOT = f'returning rowid,id,fence,{_COLS}'
-_TAKE = "update tenant_jobs set status='running', ready=null, fence=fence+1, owner=?, started_at=? where "
+_SOUND = {o:f'cast(coalesce({o},{n}) as int)' for o,n in dict(retry_count=0, max_retries=3).items()}|dict(timeout_s='timeout_s+0')     # of a row that others wrote
+_READ = ','.join(_SOUND.get(o, o) for o in _COLS.split(','))
+_GOT = f'returning rowid,id,fence,{_READ}'
+_TAKE = "update tenant_jobs set status='running', ready=null, fence=coalesce(fence,0)+1, owner=?, started_at=? where "
 _IN_LINE = 'from tenant_jobs indexed by tj_due where ready=1 and queue is ? order by priority,run_at limit ?'
-_HEAD = f'select rowid,id,fence+1,{_COLS} {_IN_LINE}'
+_HEAD = f'select rowid,id,coalesce(fence,0)+1,{_READ} {_IN_LINE}'
 _CLAIM = _TAKE+f'rowid in (select rowid {_IN_LINE})'
 _CLAIM_FEW = f'{_CLAIM} {_GOT}'
 _CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE})
@@ -99,7 +102,7 @@ def _take_head(self:SqliteStore, owner, now, queue, limit):
     "Take the first of one queue: in one statement where there were few the last time; else read, then change"
     rows = self._do(_CLAIM_FEW, (owner, now, queue, limit)) if (few := self._few) else self._do(_HEAD, (queue, limit))
     self._few = len(rows)<20
-    if few: rows.sort(key=_line)
+    if few: _sort(rows)
     if not few and rows and (n := self._count(_CLAIM, (owner, now, queue, limit)))!=len(rows):
         raise StoreError(f'{self.path}: claimed {n} jobs where {len(rows)} were due; its index may be damaged')
     return rows
@@ -108,6 +111,10 @@ def _take_head(self:SqliteStore, owner, now, queue, limit):
 _new_claim = partial(tuple.__new__, Claim)    # a third of the time that `Claim(*o)` takes
 
 _line = itemgetter(9, 10, 0)     # priority, run_at, row
+
+def _sort(rows):
+    "As in the line; what cannot be compared, of a row that others wrote, goes in any order"
+    with suppress(TypeError): rows.sort(key=_line)
 
 def _claim_of(queues, only):
     "The statement that claims from several queues"
@@ -126,7 +133,7 @@ def claim(self:SqliteStore,
     queues:tuple=((None, 2**31),), # Pairs (queue, at most so many of it); None for the default queue
 )->list: # `Claim`s, in the order in which they should run
     "Take due jobs, inside `writing()`"
-    if parked: rows = sorted(self._do(_CLAIM_PARKED, (owner, now, _json(parked), limit)), key=_line)
+    if parked: _sort(rows := self._do(_CLAIM_PARKED, (owner, now, _json(parked), limit)))
     elif not queues: return []
     else:
         far = [(q, 1000 if only else min(n, limit)) for q,n in queues]
@@ -134,7 +141,7 @@ def claim(self:SqliteStore,
         if len(far)==1 and not only: rows = self._take_head(owner, now, *far[0])
         elif len(far)==1: rows = self._do(_CLAIM_ONLY, (owner, now, *far[0], *last))
         else: rows = self._do(_claim_of(far, only), (owner, now, *(v for o in far for v in o), *(last or (limit,))))
-        if len(far)>1 or only: rows.sort(key=_line)
+        if len(far)>1 or only: _sort(rows)
     if not rows: return []
     self.renew(owner, lease_until)
     return list(map(_new_claim, rows))
