@@ -2,7 +2,8 @@
 import asyncio, contextvars, functools, json, threading, time
 
 import pytest, work
-from fh_saas.utils_bgtsk import JobTask, StoreBusy
+from fh_saas.job_task import JobTask
+from fh_saas.utils_bgtsk import StoreBusy
 from util import all_done, done, process, said, until
 
 var = contextvars.ContextVar('var', default='unset')

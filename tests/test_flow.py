@@ -127,7 +127,7 @@ def test_lambda_that_falls_is_forgotten(t):
 @pytest.mark.alone
 def test_background_task_of_a_waiting_child(t):
     "Awaited by Starlette, it waits for the child's end, which comes with its parent's"
-    from fh_saas.utils_bgtsk import JobTask
+    from fh_saas.job_task import JobTask
     m = t.mgr(wait_s=10)
     b = put(m, note, put(m, nap, s=.2), x='b')
     asyncio.run(JobTask(m, b)())

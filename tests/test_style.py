@@ -12,7 +12,7 @@ layers = [                            # a folder counts as one
     ('pure', 'retry cron payload telemetry ids options tasks redact'),
     ('storage', 'keys store'),
     ('running', 'running engines'),
-    ('API', 'utils_bgtsk flow scheduler rollout tenants'),
+    ('API', 'job_task utils_bgtsk flow scheduler rollout tenants'),
     ('edges', 'web components dashboard cli_frame cli_jobs cli_tenants cli_doctor cli demo testing pytest_plugin prometheus otel')]
 rank = {m:i for i,(_,ms) in enumerate(layers) for m in ms.split()}
 

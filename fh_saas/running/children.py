@@ -13,7 +13,6 @@ from .context import context_of
 from .executor import INTERRUPTED, Outcome, call, clip, failed, settle
 from .lane import Attempt
 from ..tasks import Task, module_name
-from multiprocessing.spawn import get_executable
 from subprocess import DEVNULL, Popen, TimeoutExpired, _args_from_interpreter_flags
 from typing import Callable
 
@@ -49,6 +48,7 @@ class Child:
     def __repr__(self): return f'Child(pid={self.proc.pid}, jobs={self.jobs})'
 
     def _spawn(self, *fds):
+        from multiprocessing.spawn import get_executable     # takes long to import, and most processes have no children
         cmd = [get_executable(), *_args_from_interpreter_flags(), '-c', _CODE, *map(str, fds), *map(str, sys.path)]
         return Popen(cmd, stdin=DEVNULL, pass_fds=fds, start_new_session=True, env={**os.environ, 'FH_SAAS_WORKER':'0'})
     def _close(self):
