@@ -222,9 +222,12 @@ def test_retry_of_a_job_whose_key_is_taken(m):
 
 def test_limit_of_a_task(t):
     m = t.mgr(threads=8)
-    now,most = [],[]
+    now,most,two = [],[],threading.Event()
     def few(i):
-        now.append(i); most.append(len(now)); time.sleep(.002); now.remove(i)
+        now.append(i); most.append(len(now))
+        if len(now)>1: two.set()
+        two.wait(20)               # for the second, which may begin beside the first
+        time.sleep(.002); now.remove(i)
     m.task(few, name='few', limit=2)
     m.submit_many('a', few, [dict(i=i) for i in range(40)])
     all_done(m, 40)
