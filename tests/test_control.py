@@ -220,14 +220,18 @@ def test_retry_of_a_job_whose_key_is_taken(m):
 
 # --- limits
 
-def test_limit_of_a_task(t):
-    m = t.mgr(threads=8)
+def at_once():
+    "(a task, how many of it have run at once). The first waits for a second, which may begin beside it"
     now,most,two = [],[],threading.Event()
-    def few(i):
+    def task(i):
         now.append(i); most.append(len(now))
         if len(now)>1: two.set()
-        two.wait(20)               # for the second, which may begin beside the first
-        time.sleep(.002); now.remove(i)
+        two.wait(20); time.sleep(.002); now.remove(i)
+    return task,most
+
+def test_limit_of_a_task(t):
+    m = t.mgr(threads=8)
+    few,most = at_once()
     m.task(few, name='few', limit=2)
     m.submit_many('a', few, [dict(i=i) for i in range(40)])
     all_done(m, 40)
@@ -420,8 +424,7 @@ def test_paused_jobs_are_not_lost(t):
 
 def test_width_of_a_queue(t):
     m = t.mgr(threads=8, queues={'slow':2})
-    now,most = [],[]
-    def slow(i): now.append(i); most.append(len(now)); time.sleep(.002); now.remove(i)
+    slow,most = at_once()
     m.task(slow, name='slow', queue='slow')
     m.submit_many('a', slow, [dict(i=i) for i in range(30)])
     all_done(m, 30)
@@ -604,8 +607,7 @@ def test_worker_that_serves_some_queues(t):
 
 def test_width_of_a_queue_over_tenants(tmp_path):
     from fh_saas.tenants import Tenants
-    now,most = [],[]
-    def slow(i): now.append(i); most.append(len(now)); time.sleep(.002); now.remove(i)
+    slow,most = at_once()
     ts = Tenants(tmp_path/'data', threads=8, queues={'slow':2}, tasks={'slow':slow})
     try:
         for k in 'abc': ts.create(k).jobs.options(queue='slow').submit_many('s', slow, [dict(i=i) for i in range(20)])
