@@ -1,9 +1,11 @@
 "What somebody else does between two lines of ours: the other's deed is done there, in the same thread, so that each test ends one way"
-import threading
+import threading, time
 
 import pytest
 from fh_saas.store.base import StoreBusy, _T
 from fh_saas.running import waiting
+from fh_saas.running import worker as _w
+from fh_saas.running.lane import Lane
 from fh_saas.utils_bgtsk import Discard
 from util import both, done, on_server, until
 
@@ -36,6 +38,33 @@ def test_by_hand_while_the_start_cannot_be_counted(t, monkeypatch):
     with pytest.raises(StoreBusy): bg.func(*bg.args)
     monkeypatch.undo()
     assert m.run_due()==1 and m.get_job(id).status=='completed'
+
+# --- this package itself fails
+
+def brief(i): return i
+def longer(i): time.sleep(.001); return i
+async def awaited(i): return i
+
+@pytest.mark.parametrize('fails', ['start', 'end', 'end twice'])
+@pytest.mark.parametrize('task', [brief, longer, awaited], ids=lambda f: f.__name__)
+def test_an_error_of_our_own_is_a_failed_attempt(t, monkeypatch, caplog, task, fails):
+    "An attempt that cannot be begun, or whose end cannot be handed over: neither it nor a neighbour is held for ever"
+    monkeypatch.setattr(_w, 'BEAT_S', .1)          # what nobody holds is looked for so often
+    m = t.mgr(tasks=[task], handoff=0)
+    for _ in range(3): done(m, m.submit('x', task, i=0)[0])         # by now it is known to be short or not
+    name,left = fails.split()[0],[2 if 'twice' in fails else 1]
+    was = getattr(Lane, name)
+    def odd(self, a, *args, **kw):
+        if '-1' in a.claim.payload and left[0]: left[0] -= 1; raise OSError('odd')
+        return was(self, a, *args, **kw)
+    monkeypatch.setattr(Lane, name, odd)
+    ids = m.submit_many('x', task, [dict(i=i) for i in (1, -1, 2)])
+    for o in (ids[0], ids[2]): done(m, o)
+    j = until(lambda: (j := m.get_job(ids[1])).status=='pending' and j, 30)
+    m.retry(ids[1]); done(m, ids[1])
+    assert not left[0] and 'an error of fh_saas itself' in caplog.text
+    if fails!='end twice': assert 'fh_saas itself failed at it' in j.error_log and 'OSError: odd' in j.error_log and j.retry_count==1
+    until(lambda: not m._lane.hand and not _w._worker.spells and not _w._worker.pool.running)
 
 # --- wait
 

@@ -85,7 +85,8 @@ async def _runner(self:AsyncPool):
         if a.stop: self._over(a, a.lane.back.append(a.claim)); continue      # cancelled before it began
         if self.waiting: self._pump_soon()         # its turn comes when this job waits
         self.running.add(a)
-        t = await self._attempt(a, me)
+        try: t = await self._attempt(a, me)
+        except Exception as e: self.running.discard(a); a.lane.broke(a, e); self._over(a)
         if t>end or me.cancelling() or len(copy_context())>1: break
     if self.waiting: self._pump_soon()
 

@@ -11,7 +11,7 @@ from collections import deque
 from copy import copy
 from fastcore.basics import patch
 from . import events
-from .executor import Outcome, hidden, settle
+from .executor import Outcome, clip, failed, hidden, settle
 from ..ids import JobIds, from_iso, to_iso
 from .limits import Limits
 from .presence import Presence, presence
@@ -468,7 +468,7 @@ def end(self:Lane,
     keep:bool=False, # Whether the caller lets another attempt take over the mark, or removes it
 )->str: # When it ended, as `to_iso` gives it; None if it was interrupted
     "Hand the outcome to the next turn"
-    if not keep and self.here: self.here.unmark(a.slot)
+    if not keep and self.here: self.here.unmark(a.slot); a.slot = None
     job = a.job
     if job is not None: job.ending = True           # what it said last is written with its end
     if a.over is not None: return self._end_over(a, out)
@@ -482,6 +482,20 @@ def end(self:Lane,
     if how!='returned' or out.error or job is not None and job.stepped: a.ack = settle(a.claim, hidden(out, self.hide) if self.hide else out, a.began, now, a.task, a.stop)
     self.acks.append(a)
     return at
+
+# %% ../../nbs/running/14_lane.ipynb #39e97d4b
+@patch
+def broke(self:Lane,
+    a:Attempt, # Claimed
+    e:Exception, # What was raised where it should have been run or ended
+    keep:bool=False, # As for `end`
+):
+    "End an attempt that could not be run or ended. Never raises"
+    log.error('%s: job %s: an error of fh_saas itself', self.name, a.claim.id, exc_info=e)
+    if a.began is None: a.began = self.now()
+    out = failed(e)
+    try: self.end(a, out._replace(error=clip(f'fh_saas itself failed at it\n{out.error}')), 0., keep)
+    except Exception: self.hand.pop(a.claim.id, None)      # the sweeper gives it back, see `release_lost`
 
 # %% ../../nbs/running/14_lane.ipynb #6473f71f
 @patch

@@ -170,6 +170,7 @@ def _one(self:Worker):
     "Do the next thing; False if there is nothing"
     if a := None if self._turn_first() else self.ready.pick():
         try: self._run(a)
+        except Exception as e: a.lane.broke(a, e)
         finally:
             if not a.late: self.ready.done(a)
         if a.late: return self._retire(a)
@@ -329,6 +330,9 @@ def _spell(self:Worker, lane):
                 self._stand_back(rung)
                 t = time.monotonic()
             rest = t+REST_S
+    except Exception as e:
+        if not a or at is a.ended is not None: raise
+        lane.broke(a, e, keep=True)
     finally:
         if a and lane.here: lane.here.unmark(slot)
         del self.spells[me]
