@@ -563,10 +563,14 @@ def _attempt(self:BackgroundTaskManager, lane, a):
     "Run an attempt here and write its end"
     lane.byhand.add(a)
     try:
-        lane.start(a)
-        began = _clock.monotonic()
-        with self._in_time(a), renewed(lane): out = run_attempt(a)
-        if a.token is None or _w._mine(a): lane.end(a, out, _clock.monotonic()-began); self._write_end(lane)
+        try:
+            lane.start(a)
+            began = _clock.monotonic()
+            with self._in_time(a), renewed(lane): out = run_attempt(a)
+            if not (a.token is None or _w._mine(a)): return
+            lane.end(a, out, _clock.monotonic()-began)
+        except Exception as e: lane.broke(a, e)
+        self._write_end(lane)
     finally: lane.byhand.discard(a)
 
 @patch

@@ -66,6 +66,18 @@ def test_an_error_of_our_own_is_a_failed_attempt(t, monkeypatch, caplog, task, f
     if fails!='end twice': assert 'fh_saas itself failed at it' in j.error_log and 'OSError: odd' in j.error_log and j.retry_count==1
     until(lambda: not m._lane.hand and not _w._worker.spells and not _w._worker.pool.running)
 
+@pytest.mark.parametrize('name', ['start', 'end'])
+def test_an_error_of_our_own_by_hand(t, monkeypatch, caplog, name):
+    m = t.look(tasks=[brief])
+    id,bg = m.submit('x', brief, i=0)
+    def odd(*a, **kw): monkeypatch.undo(); raise OSError('odd')
+    monkeypatch.setattr(Lane, name, odd)
+    bg.func(*bg.args)
+    j = m.get_job(id)
+    assert (j.status,j.retry_count)==('pending',1) and 'OSError: odd' in j.error_log and 'an error of fh_saas itself' in caplog.text
+    bg.func(*bg.args)
+    assert m.get_job(id).status=='completed' and not m._lane.byhand
+
 # --- wait
 
 def test_retried_while_somebody_looks(t, monkeypatch):
