@@ -460,8 +460,9 @@ def test_a_row_that_makes_no_sense_costs_itself_alone(t, col, val, ready, worker
 
 @pytest.mark.parametrize('worker', [True, False])
 @pytest.mark.parametrize('col,val', [('fence',None), ('retry_count',None), ('retry_count','x'), ('max_retries',None), ('max_retries','x'), ('priority',None), ('priority','high'),
-                                     ('priority',b'\xff'), ('timeout_s','soon'), ('run_at',b'\xff')], ids=repr)
-def test_a_number_that_is_none(t, col, val, worker):
+                                     ('priority',b'\xff'), ('timeout_s','soon'), ('run_at',b'\xff'),
+                                     ('attempts','{'), ('attempts','5'), ('attempts',b'\xff'), ('retry_count',2**63-1), ('retry_count',-2**63), ('fence',1.5)], ids=repr)
+def test_a_value_that_is_none(t, col, val, worker):
     "P8: nor does what is no number where one should be, and that job itself comes to an end"
     m = t.mgr(worker=False, tasks=[work.quick, work.fails])
     ids = [m.submit('a', work.quick, folder=str(t.dir), name=o)[0] for o in 'abc']
@@ -471,7 +472,21 @@ def test_a_number_that_is_none(t, col, val, worker):
     else: m.run_due()
     for o in ids: done(m, o)
     until(lambda: m.get_job(bad).error_log)
-    assert m.get_job(bad).status==('failed' if val=='x' and col=='max_retries' else 'pending') and m.explain(bad)
+    assert m.get_job(bad).status==('failed' if (col,val) in [('max_retries','x'), ('retry_count',2**63-1)] else 'pending') and m.explain(bad)
+
+@pytest.mark.parametrize('col,val', [('attempts','{'), ('attempts',b'\xff'), ('backoff','{'), ('backoff',b'\xff'), ('retry_count','x'), ('retry_count',-2**63), ('max_retries',None), ('fence',1.5)], ids=repr)
+def test_a_value_that_is_none_in_a_crash(t, col, val):
+    "P8: a process died with a row that makes no sense, twice: what else it had in hand is taken back all the same"
+    m = t.look(tasks=[work.quick])
+    ids = [m.submit('a', work.quick, folder=str(t.dir), name=o)[0] for o in 'ab']
+    for _ in range(2):
+        store = m._lane.store
+        with store.writing() as c: c.execute(f'update tenant_jobs set {col}=? where id=?', (val, ids[0]))
+        with store.writing(): assert len(store.claim('dead', m._lane.now(), 9, m._lane.lease()))==2
+        with store.writing(): assert store.rescue('dead', None, None, m._lane.now(), 'Crashed')==2
+        with store.writing() as c: c.execute('update tenant_jobs set ready=1 where ready=0')
+    a,b = map(m.get_job, ids)
+    assert (b.status,b.retry_count)==('pending',2) and a.status=='pending' and 'Crashed' in a.error_log
 
 # --- read-only, full, damaged, gone
 

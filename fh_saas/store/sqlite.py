@@ -85,9 +85,9 @@ _COLS = 'job_type,task,payload,typed,retry_count,max_retries,priority,run_at,que
 _SOUND = {o:f'cast(coalesce({o},{n}) as int)' for o,n in dict(retry_count=0, max_retries=3).items()}|dict(timeout_s='timeout_s+0')     # of a row that others wrote
 _READ = ','.join(_SOUND.get(o, o) for o in _COLS.split(','))
 _GOT = f'returning rowid,id,fence,{_READ}'
-_TAKE = "update tenant_jobs set status='running', ready=null, fence=coalesce(fence,0)+1, owner=?, started_at=? where "
+_TAKE = "update tenant_jobs set status='running', ready=null, fence=cast(coalesce(fence,0) as int)+1, owner=?, started_at=? where "
 _IN_LINE = 'from tenant_jobs indexed by tj_due where ready=1 and queue is ? order by priority,run_at limit ?'
-_HEAD = f'select rowid,id,coalesce(fence,0)+1,{_READ} {_IN_LINE}'
+_HEAD = f'select rowid,id,cast(coalesce(fence,0) as int)+1,{_READ} {_IN_LINE}'
 _CLAIM = _TAKE+f'rowid in (select rowid {_IN_LINE})'
 _CLAIM_FEW = f'{_CLAIM} {_GOT}'
 _CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE})
@@ -191,7 +191,7 @@ _ACK = f'''update tenant_jobs set status=iif(?1='pending' and cancel_at is not n
     error_log=iif(cancel_at is null or error_log is null or ?3 is null,coalesce(?3,error_log),rtrim(error_log,char(10))||char(10)||?3),
     run_at=iif(cancel_at is null,?5,null), ready=iif(cancel_at is null,?6,null), started_at=coalesce(?7,started_at),
     completed_at=iif(?6 is null or cancel_at is not null,?8,null), owner=null, {_KEEP},
-    attempts=case when ?9 is null then attempts else json_insert(coalesce(attempts,'[]'),'$[#]',json(?9)) end
+    attempts=case when ?9 is null then attempts else json_insert(iif(json_valid(attempts),attempts,'[]'),'$[#]',json(?9)) end
     where rowid=?10 and id=?11 and status='running' and fence=?12'''
 
 _DONE = f"update tenant_jobs set status='completed', result=?, started_at=?, completed_at=?, run_at=null, owner=null {_HELD}"
@@ -427,11 +427,12 @@ def crashed(
     why:str, # For the error_log
 )->Ack: # What becomes of the job
     "An attempt whose process died"
-    n,first = c.retry_count+1,'"crashed"' not in (attempts or '')
+    n,first = min(max(c.retry_count, 0), 2**31-2)+1,'"crashed"' not in str(attempts)      # whatever is in a row that others wrote
     note = f'{{"n":{n},"outcome":"crashed","at":"{now}"}}'
     if n>=c.max_retries: return Ack(c, 'failed', error=why, retry_count=n, ended_at=now, note=note)
     if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=min(c.run_at or now, now), ready=DUE, ended_at=now, note=note)
-    wait = row_backoff(c.backoff).delay(n) if c.backoff else backoff(n)
+    try: wait = row_backoff(c.backoff).delay(n) if c.backoff else backoff(n)
+    except Exception: wait = backoff(n)
     return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, wait), ready=LATER, ended_at=now, note=note)
 
 def _later(now, s): return to_iso(from_iso(now)+s)
