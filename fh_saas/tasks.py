@@ -296,7 +296,8 @@ def _by_stack():
         faulthandler.dump_traceback(f)
         f.seek(0); text = f.read().decode(errors='replace')
     own = re.search(rf'hread 0x0*{threading.main_thread().ident:x}\b.*\n((?:  .*\n)*)', text)
-    for file,run in re.findall(r'uvicorn[/\\](server|main|supervisors[/\\]\w+)\.py", line \S+ in (?:\w+\.)*(run\b)?', own[1] if own else ''):
+    if not own: return _role                     # it names a hundred threads, the youngest first
+    for file,run in re.findall(r'uvicorn[/\\](server|main|supervisors[/\\]\w+)\.py", line \S+ in (?:\w+\.)*(run\b)?', own[1]):
         if file=='server': return 'serves'
         if run: return 'starts' if file=='main' else 'watches'
 

@@ -553,7 +553,8 @@ def _time_is_up(self:BackgroundTaskManager, a):
     if not _w._mine(a): return
     a.stop,a.late = a.stop or 'timeout',True
     if a.handle: a.handle.kill()
-    a.lane.end(a, Outcome('failed'), a.claim.timeout_s)
+    try: a.lane.end(a, Outcome('failed'), a.claim.timeout_s)
+    except Exception as e: a.lane.broke(a, e)
     _w.log.warning('job %s timed out after %g s; the call that runs it by hand goes on until the task returns', a.claim.id, a.claim.timeout_s)
     self._write_end(a.lane)
 

@@ -461,7 +461,7 @@ def test_a_row_that_makes_no_sense_costs_itself_alone(t, col, val, ready, worker
 @pytest.mark.parametrize('worker', [True, False])
 @pytest.mark.parametrize('col,val', [('fence',None), ('retry_count',None), ('retry_count','x'), ('max_retries',None), ('max_retries','x'), ('priority',None), ('priority','high'),
                                      ('priority',b'\xff'), ('timeout_s','soon'), ('run_at',b'\xff'),
-                                     ('attempts','{'), ('attempts','5'), ('attempts',b'\xff'), ('retry_count',2**63-1), ('retry_count',-2**63), ('fence',1.5)], ids=repr)
+                                     ('attempts','{'), ('attempts','5'), ('attempts',b'\xff'), ('retry_count',2**63-1), ('retry_count',-2**63), ('fence',1.5), ('fence',-5), ('fence',2**32), ('fence',2**63-1), ('fence','x')], ids=repr)
 def test_a_value_that_is_none(t, col, val, worker):
     "P8: nor does what is no number where one should be, and that job itself comes to an end"
     m = t.mgr(worker=False, tasks=[work.quick, work.fails])
@@ -474,7 +474,7 @@ def test_a_value_that_is_none(t, col, val, worker):
     until(lambda: m.get_job(bad).error_log)
     assert m.get_job(bad).status==('failed' if (col,val) in [('max_retries','x'), ('retry_count',2**63-1)] else 'pending') and m.explain(bad)
 
-@pytest.mark.parametrize('col,val', [('attempts','{'), ('attempts',b'\xff'), ('backoff','{'), ('backoff',b'\xff'), ('retry_count','x'), ('retry_count',-2**63), ('max_retries',None), ('fence',1.5)], ids=repr)
+@pytest.mark.parametrize('col,val', [('attempts','{'), ('attempts',b'\xff'), ('backoff','{'), ('backoff',b'\xff'), ('retry_count','x'), ('retry_count',-2**63), ('max_retries',None), ('fence',1.5), ('fence',-5), ('fence',2**63-1), ('run_at',b'\xff'), ('run_at',5)], ids=repr)
 def test_a_value_that_is_none_in_a_crash(t, col, val):
     "P8: a process died with a row that makes no sense, twice: what else it had in hand is taken back all the same"
     m = t.look(tasks=[work.quick])

@@ -1,5 +1,6 @@
 "What somebody else does between two lines of ours: the other's deed is done there, in the same thread, so that each test ends one way"
 import threading, time
+from types import SimpleNamespace
 
 import pytest
 from fh_saas.store.base import StoreBusy, _T
@@ -64,7 +65,7 @@ def test_an_error_of_our_own_is_a_failed_attempt(t, monkeypatch, caplog, task, f
     m.retry(ids[1]); done(m, ids[1])
     assert not left[0] and 'an error of fh_saas itself' in caplog.text
     if fails!='end twice': assert 'fh_saas itself failed at it' in j.error_log and 'OSError: odd' in j.error_log and j.retry_count==1
-    until(lambda: not m._lane.hand and not _w._worker.spells and not _w._worker.pool.running)
+    until(lambda: not m._lane.hand and not _w._worker.spells and not _w._worker.running)
 
 @pytest.mark.parametrize('name', ['start', 'end'])
 def test_an_error_of_our_own_by_hand(t, monkeypatch, caplog, name):
@@ -77,6 +78,57 @@ def test_an_error_of_our_own_by_hand(t, monkeypatch, caplog, name):
     assert (j.status,j.retry_count)==('pending',1) and 'OSError: odd' in j.error_log and 'an error of fh_saas itself' in caplog.text
     bg.func(*bg.args)
     assert m.get_job(id).status=='completed' and not m._lane.byhand
+
+gate = threading.Event()
+def held(i): gate.wait(30)
+
+def fails_once(monkeypatch):
+    "The end of an attempt cannot be handed over, at the first try; at the second the gate opens"
+    was,n = Lane.end,[0]
+    def odd(*a, **kw):
+        n[0] += 1
+        if n[0]==1: raise OSError('odd')
+        try: return was(*a, **kw)
+        finally: gate.set()
+    gate.clear()
+    monkeypatch.setattr(Lane, 'end', odd)
+
+def test_an_error_of_our_own_when_time_is_up(t, monkeypatch):
+    m = t.mgr(tasks=[held, brief], handoff=0)
+    fails_once(monkeypatch)
+    id,_ = m.options(timeout=.02).submit('x', held, 1, i=0)
+    done(m, id, status='failed')
+    assert 'OSError: odd' in m.get_job(id).error_log
+    done(m, m.submit('x', brief, i=0)[0])
+
+def test_an_error_of_our_own_when_time_is_up_by_hand(t, monkeypatch):
+    m = t.look(tasks=[held])
+    fails_once(monkeypatch)
+    id,bg = m.options(timeout=.02).submit('x', held, 1, i=0)
+    bg.func(*bg.args)
+    until(lambda: m.get_job(id).status=='failed')
+    assert 'OSError: odd' in m.get_job(id).error_log
+
+def test_no_thread_in_place_of_a_stuck_one(t, monkeypatch):
+    "The system gives no more threads: the job has timed out all the same, and the thread goes on with others when its task returns"
+    class Thread(threading.Thread):
+        def start(self):
+            if self.name.endswith('-more'): refused.append(self.name); raise RuntimeError("can't start new thread")
+            super().start()
+    refused = []
+    m = t.mgr(tasks=[held, brief], handoff=0, threads=1)
+    monkeypatch.setattr(_w, 'threading', SimpleNamespace(**{**vars(threading), 'Thread':Thread}))
+    gate.clear()
+    done(m, m.submit('x', brief, i=0)[0])
+    n = _w._worker.nthreads
+    id,_ = m.options(timeout=.02).submit('x', held, 1, i=0)
+    done(m, id, status='failed')
+    other,_ = m.submit('x', brief, i=0)
+    until(lambda: refused)
+    gate.set()
+    done(m, other)
+    until(lambda: not _w._worker.running)
+    assert not _w._worker.stuck and _w._worker.nthreads==n
 
 # --- wait
 

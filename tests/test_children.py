@@ -166,7 +166,7 @@ def test_what_the_child_cannot_import(t, monkeypatch):
     children.close()
     monkeypatch.setattr('fh_saas.running.children._CODE', 'raise SystemExit(7)')
     assert run_one(m, gone_mod.f).error_log=='Its process could not start: it exited with status 7, see stderr'
-    monkeypatch.setattr('fh_saas.running.children.get_executable', lambda: '/nowhere/python')
+    monkeypatch.setattr('multiprocessing.spawn.get_executable', lambda: '/nowhere/python')
     assert 'FileNotFoundError' in run_one(m, gone_mod.f).error_log
 
 def run_one(m, f, **kw):

@@ -492,10 +492,14 @@ def broke(self:Lane,
 ):
     "End an attempt that could not be run or ended. Never raises"
     log.error('%s: job %s: an error of fh_saas itself', self.name, a.claim.id, exc_info=e)
-    if a.began is None: a.began = self.now()
-    out = failed(e)
-    try: self.end(a, out._replace(error=clip(f'fh_saas itself failed at it\n{out.error}')), 0., keep)
-    except Exception: self.hand.pop(a.claim.id, None)      # the sweeper gives it back, see `release_lost`
+    out,mean = failed(e),self.means.get(a.task.name)
+    try:
+        if a.began is None: a.began = self.now()
+        self.end(a, out._replace(error=clip(f'fh_saas itself failed at it\n{out.error}')), mean or 0., keep)
+        if mean is None: self.means.pop(a.task.name, None)             # nothing was learnt of how long it takes
+    except Exception:
+        self.hand.pop(a.claim.id, None)            # the sweeper gives it back, see `release_lost`
+        if not self.server: self.back.append(a.claim)
 
 # %% ../../nbs/running/14_lane.ipynb #6473f71f
 @patch

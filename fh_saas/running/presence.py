@@ -153,11 +153,12 @@ def mark(self:Presence,
 )->int: # The slot, for `unmark` or the next `mark`; None where all are taken or the disk is full
     "Note that an attempt executes; survives `kill -9`"
     if self._fd is None: return None
+    id = job_id.encode()
     if slot is None:
         try: slot = self._free.popleft()
         except IndexError: slot = self._more()
         if slot is None: return None
-    _SLOT.pack_into(self._map, slot*_SLOT.size, job_id.encode(), fence)     # which cuts a longer id
+    _SLOT.pack_into(self._map, slot*_SLOT.size, id, fence)     # which cuts a longer id
     return slot
 
 @patch

@@ -205,10 +205,11 @@ def _run(self:Worker, a, at=None):
     "One attempt in this thread, begun at `at`; gives its end"
     if a.lane.closing or a.stop: return a.lane.back.append(a.claim)
     self.at_work.add(a)
-    a.lane.start(a, at)
-    if a.claim.timeout_s: self._limit(a)
-    t = time.monotonic()
-    try: out = run_attempt(a)
+    try:
+        a.lane.start(a, at)
+        if a.claim.timeout_s: self._limit(a)
+        t = time.monotonic()
+        out = run_attempt(a)
     finally: self.at_work.discard(a)
     if a.token is None or _mine(a): return a.lane.end(a, out, time.monotonic()-t)
 
@@ -334,7 +335,7 @@ def _spell(self:Worker, lane):
         if not a or at is a.ended is not None: raise
         lane.broke(a, e, keep=True)
     finally:
-        if a and lane.here: lane.here.unmark(slot)
+        if lane.here: lane.here.unmark(slot if a is None or a.slot is None else a.slot)
         del self.spells[me]
         lane.dirty = True
 
@@ -551,16 +552,27 @@ def _expire(self:Worker, now):
         self.at_work.discard(a)
         self.stuck.add(a)
         self.ready.done(a)
-        with self._lock: self.nthreads += 1
-        threading.Thread(target=self._runner, name=f'fh_saas-{next(_number)}-more', daemon=True).start()
-        a.lane.end(a, Outcome('failed'), a.claim.timeout_s)
+        try: a.lane.end(a, Outcome('failed'), a.claim.timeout_s)
+        except Exception as e: a.lane.broke(a, e)
         log.warning('job %s timed out after %g s; its thread goes on until the task returns', a.claim.id, a.claim.timeout_s)
         self.kick(a.lane)
+        self._replace(a)
 
 # %% ../../nbs/running/21_worker.ipynb #a04d1439
 @patch
+def _replace(self:Worker, a):
+    "Another thread for the one that is stuck, where the system gives one"
+    with self._lock: self.nthreads += 1
+    try: threading.Thread(target=self._runner, name=f'fh_saas-{next(_number)}-more', daemon=True).start()
+    except RuntimeError as e:
+        with self._lock: self.nthreads -= 1
+        self.stuck.discard(a)               # its thread goes on as a runner
+        log.error('no thread in place of the one that runs job %s: %s', a.claim.id, e)
+
+@patch
 def _retire(self:Worker, a):
     "The task of an attempt that was ended before has returned: its thread is one too many now"
+    if a not in self.stuck: return True
     self.stuck.discard(a)
     with self._lock: self.nthreads -= 1
     return _STOP

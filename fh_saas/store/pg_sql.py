@@ -13,7 +13,7 @@ from typing import NamedTuple
 # %% ../../nbs/store/20_pg_sql.ipynb #4618e347
 _WORDS = [(r' (?:not indexed|indexed by \w+)', ''), (r'\bcross join ([\w.]+(?:\([^()]*\))?(?:\s+(?!on\b)\w+)?)\s+on\b', r'join \1 on'),
     (r'\bchar\(', 'chr('), (r'\binstr\(((?:[^()]|\([^()]*\))*)\)', r'(strpos(\1)>0)'), (r'\bsubstr\((\w+),-(\d+)\)', r'right(\1,\2)'),
-    (r"\bjson_insert\(iif\(json_valid\((\w+)\),\1,'\[\]'\),'\$\[#\]',json\((\?\d+)\)\)", r"case when coalesce(\1,'[]')='[]' then '['||\2||']' else left(\1,-1)||','||\2||']' end"),
+    (r"\bjson_insert\(iif\(json_valid\((\w+)\),\1,'\[\]'\),'\$\[#\]',json\((\?\d+)\)\)", r"case when left(\1,1)='[' and right(\1,1)=']' and \1<>'[]' then left(\1,-1)||','||\2||']' else '['||\2||']' end"),
     (r'\bas integer\)', 'as bigint)'),
     (r'\bmin\(queue\)', "min(coalesce(queue,''))"), (r'\bqueue is not null', "coalesce(queue,'')>''"), (r'\bqueue is null', "coalesce(queue,'')=''"),
     (r'\bqueue is (\?\d*)', r"coalesce(queue,'')=coalesce(\1,'')"), (r'\bqueue>(\?\d*|q\.n)', r"coalesce(queue,'')>\1"),

@@ -138,7 +138,7 @@ def _put(self:PgStore, conn, jobs):
 # %% ../../nbs/store/22_postgres.ipynb #e793f81a
 _SOUND = dict(retry_count='coalesce(t.retry_count,0) retry_count', max_retries='coalesce(t.max_retries,3) max_retries', priority='coalesce(t.priority,0) priority')    # of a row that others wrote
 _GOT = ','.join(_SOUND.get(o, f't.{o}') for o in ('rowid', 'id', 'fence', *_sqlite._COLS.split(',')))
-_TAKE = f"update tenant_jobs t set status='running', ready=null, fence=coalesce(t.fence,0)+1, owner=%s, started_at=%s from j where t.rowid=j.rowid returning {_GOT}"
+_TAKE = f"update tenant_jobs t set status='running', ready=null, fence=(coalesce(t.fence,0)&1073741823)+1, owner=%s, started_at=%s from j where t.rowid=j.rowid returning {_GOT}"
 _LINE = "select rowid{} from tenant_jobs where ready=1 and coalesce(queue,'')=%s order by priority,run_at,rowid limit %s{}"
 _SKIP = ' for update skip locked'
 

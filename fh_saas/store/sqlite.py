@@ -85,9 +85,9 @@ _COLS = 'job_type,task,payload,typed,retry_count,max_retries,priority,run_at,que
 _SOUND = {o:f'cast(coalesce({o},{n}) as int)' for o,n in dict(retry_count=0, max_retries=3).items()}|dict(timeout_s='timeout_s+0')     # of a row that others wrote
 _READ = ','.join(_SOUND.get(o, o) for o in _COLS.split(','))
 _GOT = f'returning rowid,id,fence,{_READ}'
-_TAKE = "update tenant_jobs set status='running', ready=null, fence=cast(coalesce(fence,0) as int)+1, owner=?, started_at=? where "
+_TAKE = "update tenant_jobs set status='running', ready=null, fence=(coalesce(fence,0)&1073741823)+1, owner=?, started_at=? where "
 _IN_LINE = 'from tenant_jobs indexed by tj_due where ready=1 and queue is ? order by priority,run_at limit ?'
-_HEAD = f'select rowid,id,cast(coalesce(fence,0) as int)+1,{_READ} {_IN_LINE}'
+_HEAD = f'select rowid,id,(coalesce(fence,0)&1073741823)+1,{_READ} {_IN_LINE}'
 _CLAIM = _TAKE+f'rowid in (select rowid {_IN_LINE})'
 _CLAIM_FEW = f'{_CLAIM} {_GOT}'
 _CLAIM_ONLY = _TAKE+f'''rowid in (select rowid from (select rowid,task {_IN_LINE})
@@ -430,7 +430,7 @@ def crashed(
     n,first = min(max(c.retry_count, 0), 2**31-2)+1,'"crashed"' not in str(attempts)      # whatever is in a row that others wrote
     note = f'{{"n":{n},"outcome":"crashed","at":"{now}"}}'
     if n>=c.max_retries: return Ack(c, 'failed', error=why, retry_count=n, ended_at=now, note=note)
-    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=min(c.run_at or now, now), ready=DUE, ended_at=now, note=note)
+    if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=min(c.run_at, now) if isinstance(c.run_at, str) and c.run_at else now, ready=DUE, ended_at=now, note=note)
     try: wait = row_backoff(c.backoff).delay(n) if c.backoff else backoff(n)
     except Exception: wait = backoff(n)
     return Ack(c, 'pending', error=why, retry_count=n, run_at=_later(now, wait), ready=LATER, ended_at=now, note=note)
