@@ -301,19 +301,21 @@ def _by_stack():
         if file=='server': return 'serves'
         if run: return 'starts' if file=='main' else 'watches'
 
+# %% ../nbs/07_tasks.ipynb #c290b1f2
 def _leaves_jobs():
     "Whether the main thread watches processes that serve, or may be about to"
     global _look_s,_role
     if 'uvicorn.main' not in sys.modules: return False
     if r := _by_signal(): return r=='watches'
     if (t := time.monotonic())>=_look_s:
-        if _role!='starts' and t>max(_first.values(), default=t)+10: _role = None
+        if _role not in ('starts', 'watches') and t>max(_first.values(), default=t)+10: _role = None
         else:
             try: _role = _by_stack()
             except OSError: _role = None                # no room for a file
         _look_s = t+max(.02, 20*(time.monotonic()-t))
     return _role in ('starts', 'watches')
 
+# %% ../nbs/07_tasks.ipynb #ab4345dc
 @patch
 def ready(self:Known)->bool:
     "Whether the module that made the manager has come to its end, and this process is one that serves"
