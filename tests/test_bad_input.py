@@ -463,7 +463,7 @@ def test_a_row_that_makes_no_sense_costs_itself_alone(t, col, val, ready, worker
                                      ('priority',b'\xff'), ('timeout_s','soon'), ('run_at',b'\xff'),
                                      ('attempts','{'), ('attempts','5'), ('attempts',b'\xff'), ('retry_count',2**63-1), ('retry_count',-2**63), ('fence',1.5), ('fence',-5), ('fence',2**32), ('fence',2**63-1), ('fence','x')], ids=repr)
 def test_a_value_that_is_none(t, col, val, worker):
-    "P8: nor does what is no number where one should be, and that job itself comes to an end"
+    "P2, P8: a job whose row another program filled with values that make no sense comes to an end, and keeps no other job from running"
     m = t.mgr(worker=False, tasks=[work.quick, work.fails])
     ids = [m.submit('a', work.quick, folder=str(t.dir), name=o)[0] for o in 'abc']
     bad,_ = m.submit('a', work.fails, folder=str(t.dir), name='bad')
@@ -476,7 +476,7 @@ def test_a_value_that_is_none(t, col, val, worker):
 
 @pytest.mark.parametrize('col,val', [('attempts','{'), ('attempts',b'\xff'), ('backoff','{'), ('backoff',b'\xff'), ('retry_count','x'), ('retry_count',-2**63), ('max_retries',None), ('fence',1.5), ('fence',-5), ('fence',2**63-1), ('run_at',b'\xff'), ('run_at',5)], ids=repr)
 def test_a_value_that_is_none_in_a_crash(t, col, val):
-    "P8: a process died with a row that makes no sense, twice: what else it had in hand is taken back all the same"
+    "P2, P8: a process died with such a row, twice: what else it had in hand is taken back all the same"
     m = t.look(tasks=[work.quick])
     ids = [m.submit('a', work.quick, folder=str(t.dir), name=o)[0] for o in 'ab']
     for _ in range(2):

@@ -49,7 +49,7 @@ async def awaited(i): return i
 @pytest.mark.parametrize('fails', ['start', 'end', 'end twice'])
 @pytest.mark.parametrize('task', [brief, longer, awaited], ids=lambda f: f.__name__)
 def test_an_error_of_our_own_is_a_failed_attempt(t, monkeypatch, caplog, task, fails):
-    "An attempt that cannot be begun, or whose end cannot be handed over: neither it nor a neighbour is held for ever"
+    "P2: an attempt that this package itself cannot begin, or whose end it cannot hand over, has failed: neither that job nor a neighbour is held for ever"
     monkeypatch.setattr(_w, 'BEAT_S', .1)          # what nobody holds is looked for so often
     m = t.mgr(tasks=[task], handoff=0)
     for _ in range(3): done(m, m.submit('x', task, i=0)[0])         # by now it is known to be short or not
@@ -94,6 +94,7 @@ def fails_once(monkeypatch):
     monkeypatch.setattr(Lane, 'end', odd)
 
 def test_an_error_of_our_own_when_time_is_up(t, monkeypatch):
+    "P2: an attempt whose time is up and whose end cannot be handed over has failed all the same"
     m = t.mgr(tasks=[held, brief], handoff=0)
     fails_once(monkeypatch)
     id,_ = m.options(timeout=.02).submit('x', held, 1, i=0)
@@ -110,7 +111,7 @@ def test_an_error_of_our_own_when_time_is_up_by_hand(t, monkeypatch):
     assert 'OSError: odd' in m.get_job(id).error_log
 
 def test_no_thread_in_place_of_a_stuck_one(t, monkeypatch):
-    "The system gives no more threads: the job has timed out all the same, and the thread goes on with others when its task returns"
+    "P2: the system gives no more threads: the job has timed out all the same, and the thread goes on with others when its task returns"
     class Thread(threading.Thread):
         def start(self):
             if self.name.endswith('-more'): refused.append(self.name); raise RuntimeError("can't start new thread")
