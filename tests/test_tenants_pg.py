@@ -1,5 +1,5 @@
 "Tenants on a PostgreSQL server: what holds for files holds there, and a worker anywhere is woken"
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, threading, time
 
 import psycopg, pytest
 from fh_saas.tenants import Tenants
@@ -83,18 +83,19 @@ def test_refused(make):
     with pytest.raises(ValueError, match='plan'): ts.create('y', plan='gold')
 
 def test_plans_and_shares(make):
-    ts = make()
+    now,most,two = [],[],threading.Event()
+    def held(i):
+        now.append(i); most.append(len(now))
+        if len(now)>1: two.set()
+        if not i: two.wait(.3)             # a second has time to begin beside it, if it may
+        now.remove(i)
+    ts = make(tasks={'held':held})
     ts.plan('pro', weight=3, max_running=1)
     t = ts.create('acme', plan='pro')
     t.set(max_running=2); t.set(max_running=None)
-    ids = [t.jobs.submit('slow', work.slow, s=.02)[0] for _ in range(6)]
-    most = 0
-    def over():
-        nonlocal most
-        most = max(most, len(t.jobs.list_jobs(status='running')))
-        return len(t.jobs.list_jobs(status='completed'))==6
-    until(over)
-    assert most==1
+    for i in range(6): t.jobs.submit('held', held, i=i)
+    until(lambda: len(t.jobs.list_jobs(status='completed'))==6)
+    assert most==[1]*6
 
 @both
 def test_a_broken_tenant_costs_itself_alone(make, pg, layout):
