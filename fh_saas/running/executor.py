@@ -188,7 +188,7 @@ def settle(
     stop:str=None, # `cancelled` or `timeout` if it was told to end; None if not
 )->Ack: # What to write
     "The end of an attempt as the store writes it"
-    end,n = to_iso(now),min(max(claim.retry_count, 0), 2**31-2)+1      # of a row that others wrote
+    end,n = to_iso(now),claim.failures
     if out.how=='returned':
         return Ack(claim, 'completed', out.result, out.error, claim.retry_count, started_at=start, ended_at=end)
     if out.how=='snoozed': return Ack(claim, 'pending', error=out.error, retry_count=claim.retry_count, run_at=to_iso(now+out.wait_s), ready=LATER, ended_at=end)

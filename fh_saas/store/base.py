@@ -71,6 +71,11 @@ class Claim(NamedTuple):
     timeout_s: float = None # Longest time for one attempt, in seconds; None for no limit
     backoff: str = None # JSON list of base, cap and jitter; None for the task's policy
 
+    @property
+    def failures(self):
+        "Failed attempts if this one fails; a number that any column holds, whatever a row that others wrote says"
+        return min(max(self.retry_count, 0), 2**31-2)+1
+
 # %% ../../nbs/store/00_base.ipynb #7c73592f
 @dataclass(slots=True)
 class Ack:

@@ -427,7 +427,7 @@ def crashed(
     why:str, # For the error_log
 )->Ack: # What becomes of the job
     "An attempt whose process died"
-    n,first = min(max(c.retry_count, 0), 2**31-2)+1,'"crashed"' not in str(attempts)      # whatever is in a row that others wrote
+    n,first = c.failures,'"crashed"' not in str(attempts)      # whatever is in a row that others wrote
     note = f'{{"n":{n},"outcome":"crashed","at":"{now}"}}'
     if n>=c.max_retries: return Ack(c, 'failed', error=why, retry_count=n, ended_at=now, note=note)
     if first: return Ack(c, 'pending', error=why, retry_count=n, run_at=min(c.run_at, now) if isinstance(c.run_at, str) and c.run_at else now, ready=DUE, ended_at=now, note=note)
